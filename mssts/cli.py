@@ -1,0 +1,59 @@
+"""The `mssts` command: gathers the subcommands that each stage registers under the entry-point group `mssts.commands`.
+
+An entry point names a module with three things: `HELP` (one line), `add_arguments(parser)` and `run(arguments)`, which
+returns an exit code or None for 0. Such a module imports nothing heavy at its top, so that `mssts --help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+import mssts
+from mssts.errors import MsstsError
+
+_GROUP = "mssts.commands"
+# The order of the pipeline, which is the order a newcomer needs them in.
+_ORDER = ("demo", "data", "train", "evaluate", "export", "serve", "predict", "bench", "info")
+
+
+def _commands() -> dict[str, EntryPoint]:
+    found = {entry.name: entry for entry in entry_points(group=_GROUP)}
+    rank = {name: i for i, name in enumerate(_ORDER)}
+    return dict(sorted(found.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line, one subparser a command."""
+    root = argparse.ArgumentParser(prog="mssts", description="MS-STS VIS: train, export, serve, measure.")
+    root.add_argument("--version", action="version", version=f"mssts {mssts.__version__}")
+    subparsers = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, entry in _commands().items():
+        module = entry.load()
+        sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except MsstsError as error:
+        print(f"mssts {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `mssts … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""`manifest.json`, beside every `model.onnx`: what the engine computes, for what input, and how well that was checked.
+
+Whatever serves an engine reads its window, sizes and class names here, so nothing about a model is configured twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mssts.errors import MsstsError
+from mssts.files import read_json, write_json
+
+FILE_NAME = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of objects: `id` is the dataset's category id, written into results; `name` is shown to people."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class InputRule:
+    """How frames become engine input: the short edge is scaled to `short_edge` pixels, less where that would make the
+    long edge exceed `long_edge`; both sides are then rounded to multiples of `multiple`."""
+
+    short_edge: int
+    long_edge: int
+    multiple: int = 8
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a runner, a server or a client needs to know of an engine.
+
+    `clip_frames` is the window a long video is cut into and `clip_overlap` the frames two windows share.
+    `categories[label]` explains the engine's `labels`. `checks` holds the parity report, `provenance` the machine,
+    versions and commit.
+    """
+
+    preset: str
+    precision: str
+    categories: tuple[Category, ...]
+    input: InputRule
+    clip_frames: int
+    clip_overlap: int
+    top_k: int
+    artefact: str
+    artefact_sha256: str
+    checks: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value; `Manifest.from_json` is its inverse."""
+        return {"format": _FORMAT, **asdict(self), "categories": [asdict(category) for category in self.categories]}
+
+    @classmethod
+    def from_json(cls, value: Any, source: str = FILE_NAME) -> Manifest:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            MsstsError: a field is missing or of the wrong type; the message names `source` and the field.
+        """
+        if not isinstance(value, dict) or value.get("format") != _FORMAT:
+            raise MsstsError(f"{source}: not a manifest of format {_FORMAT}; export the model again with this version")
+        try:
+            manifest = cls(
+                preset=str(value["preset"]),
+                precision=str(value["precision"]),
+                categories=tuple(Category(int(item["id"]), str(item["name"])) for item in value["categories"]),
+                input=InputRule(**{key: int(number) for key, number in value["input"].items()}),
+                clip_frames=int(value["clip_frames"]),
+                clip_overlap=int(value["clip_overlap"]),
+                top_k=int(value["top_k"]),
+                artefact=str(value["artefact"]),
+                artefact_sha256=str(value["artefact_sha256"]),
+                checks=dict(value.get("checks", {})),
+                provenance=dict(value.get("provenance", {})),
+            )
+        except KeyError as error:
+            raise MsstsError(f"{source}: the field {error} is missing; export the model again") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise MsstsError(f"{source}: a field has the wrong type ({error}); export the model again") from None
+        if not 0 <= manifest.clip_overlap < manifest.clip_frames:
+            raise MsstsError(f"{source}: clip_overlap must be at least 0 and less than clip_frames")
+        return manifest
+
+    def write(self, folder: Path | str) -> Path:
+        """Writes `manifest.json` into `folder`, atomically, and returns its path."""
+        path = Path(folder) / FILE_NAME
+        write_json(path, self.to_json())
+        return path
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Manifest:
+        """Reads the `manifest.json` of `folder` (a file inside it may be named instead)."""
+        folder = Path(folder)
+        path = folder / FILE_NAME if folder.is_dir() else folder.parent / FILE_NAME
+        return cls.from_json(read_json(path), str(path))

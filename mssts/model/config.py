@@ -1,0 +1,100 @@
+"""What defines a model, and the named presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from mssts.errors import MsstsError
+from mssts.manifest import InputRule
+
+
+@dataclass(frozen=True)
+class Switches:
+    """The paper's four additions to the released baseline; with all off, the model *is* that baseline."""
+
+    intra_scale: bool = True  # Figure 2c
+    inter_scale: bool = True  # Figure 2d
+    temporal_decoder: bool = True  # "Temporal-Attention" in the decoder of Figure 2a
+    discriminator: bool = True  # Figure 2e; used in training alone
+
+
+BASELINE = Switches(intra_scale=False, inter_scale=False, temporal_decoder=False, discriminator=False)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture. `width` is C, and a mask feature has C/32 channels at least 8."""
+
+    backbone: str = "resnet50"
+    # "frozen" is what ImageNet weights want; "batch" is for training from scratch.
+    backbone_norm: str = "frozen"
+    width: int = 256
+    heads: int = 8
+    levels: int = 4
+    points: int = 4
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    ffn_width: int = 1024
+    queries: int = 300
+    classes: int = 42
+    dropout: float = 0.1
+    split_width: int = 64
+    split_heads: int = 4
+    temporal_width: int = 256
+    switches: Switches = field(default_factory=Switches)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named model with the input it was designed for."""
+
+    name: str
+    model: ModelConfig
+    input: InputRule
+    clip_frames: int
+    clip_overlap: int
+    top_k: int
+
+    def with_classes(self, classes: int) -> Preset:
+        """The same preset for a dataset of that many classes."""
+        return replace(self, model=replace(self.model, classes=classes))
+
+
+def mssts_r50() -> Preset:
+    """The paper's ResNet-50 model (Table 1): 256 channels, 6+6 layers, 300 queries, clips of 5 frames at 360×640."""
+    return Preset("mssts_r50", ModelConfig(), InputRule(360, 640), clip_frames=5, clip_overlap=2, top_k=10)
+
+
+def tiny() -> Preset:
+    """A model that trains and runs on a laptop's processor: ResNet-18, 128 channels, 2+3 layers, 20 queries."""
+    model = ModelConfig(
+        backbone="resnet18",
+        backbone_norm="batch",
+        width=128,
+        heads=4,
+        encoder_layers=2,
+        decoder_layers=3,
+        ffn_width=256,
+        queries=20,
+        classes=5,
+        dropout=0.0,
+        split_width=32,
+        split_heads=2,
+        temporal_width=128,
+    )
+    return Preset("tiny", model, InputRule(144, 256), clip_frames=6, clip_overlap=3, top_k=10)
+
+
+PRESETS: dict[str, Callable[[], Preset]] = {"mssts_r50": mssts_r50, "tiny": tiny}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        MsstsError: there is none; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise MsstsError(f"unknown preset {name!r}; expected one of: {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()

@@ -1,0 +1,45 @@
+"""The model as an engine: uint8 frames in, the K best instances out. What is exported, and the reference for parity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mssts.model.mssts_vis import MSSTSVIS
+
+# ImageNet's statistics, in units of pixel values.
+_MEAN = (123.675, 116.28, 103.53)
+_STD = (58.395, 57.12, 57.375)
+
+
+def normalise(frames_BTHWC: Tensor, sizes_B2: Tensor) -> Tensor:
+    """uint8 RGB frames → normalised images [B, T, 3, H, W], fp32, zero where padded."""
+    device = frames_BTHWC.device
+    mean, std = torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)
+    images = ((frames_BTHWC.float() - mean) / std).permute(0, 1, 4, 2, 3)
+    H, W = frames_BTHWC.shape[2:4]
+    rows_BH = torch.arange(H, device=device) < sizes_B2[:, :1]
+    columns_BW = torch.arange(W, device=device) < sizes_B2[:, 1:]
+    return images * (rows_BH[:, None, None, :, None] & columns_BW[:, None, None, None, :]).float()
+
+
+class Engine(nn.Module):
+    """`MSSTSVIS` between the tensors of `mssts.contract`: normalisation inside, last layer's masks for the best K alone."""
+
+    def __init__(self, model: MSSTSVIS, top_k: int) -> None:
+        super().__init__()
+        self.model = model
+        self.top_k = top_k
+
+    def forward(self, frames: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The tensors of `mssts.contract.ENGINE_OUTPUTS`: the top K of class × query, as the released inference."""
+        prediction = self.model(normalise(frames, sizes), sizes)
+        classes = self.model.config.classes
+        scores_BK, index_BK = prediction.logits[-1].float().sigmoid().flatten(1).topk(self.top_k)
+        queries_BK = torch.div(index_BK, classes, rounding_mode="floor")
+        labels_BK = (index_BK - queries_BK * classes).to(torch.int32)
+        boxes_BTQ4 = prediction.layers[-1].boxes_BTQ4
+        T = boxes_BTQ4.shape[1]
+        boxes = boxes_BTQ4.gather(2, queries_BK[:, None, :, None].expand(-1, T, -1, 4)).transpose(1, 2)
+        masks = self.model.masks(prediction, -1, queries_BK)
+        return scores_BK, labels_BK, boxes.float(), masks

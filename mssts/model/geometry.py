@@ -1,0 +1,93 @@
+"""Where the tokens of a padded clip lie: sizes of the scales, which tokens are valid, positions and reference points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What every layer of one forward pass shares. All frames of a clip have the same size, so T does not appear."""
+
+    shapes: list[tuple[int, int]]  # (h, w) of each scale, finest first
+    shapes_L2: Tensor  # the same as int64
+    padding_BS: Tensor  # bool, true where a token is padding
+    valid_ratio_BL2: Tensor  # (x, y): the valid part of each scale
+    position_BSC: Tensor  # sine position embedding, without the learned embedding of the scale
+    reference_BSL2: Tensor  # centre of each token as (x, y) in [0, 1] of each scale, in the padded frame
+
+    def split(self, tokens_S: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Splits a tensor along its token axis into one tensor a scale."""
+        return torch.split(tokens_S, [h * w for h, w in self.shapes], dim)
+
+
+def sine_position(valid_h_Bh: Tensor, valid_w_Bw: Tensor, channels: int) -> Tensor:
+    """Normalised sine embedding of the position in the valid region (DETR, arXiv 2005.12872) → [B, h·w, C].
+
+    The rows and columns that are valid are prefixes, so the cumulative sums of the 2-D mask are products of 1-D ones.
+    Tokens of padding get what the released code gives them; they reach the mask head's convolutions at the border.
+    """
+    valid_h_Bh, valid_w_Bw = valid_h_Bh.float(), valid_w_Bw.float()
+    y_Bhw = valid_h_Bh.cumsum(1)[:, :, None] * valid_w_Bw[:, None, :]
+    x_Bhw = valid_h_Bh[:, :, None] * valid_w_Bw.cumsum(1)[:, None, :]
+    eps, scale = 1e-6, 2 * math.pi
+    y_Bhw = (y_Bhw - 0.5) / (y_Bhw[:, -1:, :] + eps) * scale
+    x_Bhw = (x_Bhw - 0.5) / (x_Bhw[:, :, -1:] + eps) * scale
+    index = torch.arange(channels // 2, dtype=torch.float32, device=valid_h_Bh.device)
+    period = 10000 ** (2 * (index // 2) / (channels // 2))
+
+    def embed(coordinate_Bhw: Tensor) -> Tensor:
+        angle = coordinate_Bhw[..., None] / period
+        return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)
+
+    return torch.cat((embed(y_Bhw), embed(x_Bhw)), dim=-1).flatten(1, 2)
+
+
+def build_geometry(shapes: list[tuple[int, int]], sizes_B2: Tensor, height: int, width: int, channels: int) -> Geometry:
+    """The geometry of clips of valid sizes `sizes_B2` (height, width) inside padded frames of height × width.
+
+    A token is padding if the pixel that nearest-neighbour downsampling picks for it is (as the released code has it).
+    """
+    device = sizes_B2.device
+    padding, ratios, positions, centres = [], [], [], []
+    for h, w in shapes:
+        valid_h_Bh = _nearest(h, height, device) < sizes_B2[:, :1]
+        valid_w_Bw = _nearest(w, width, device) < sizes_B2[:, 1:]
+        padding.append(~(valid_h_Bh[:, :, None] & valid_w_Bw[:, None, :]).flatten(1))
+        ratios.append(torch.stack((valid_w_Bw.float().mean(1), valid_h_Bh.float().mean(1)), -1))
+        positions.append(sine_position(valid_h_Bh, valid_w_Bw, channels))
+        y, x = _centres(h, device), _centres(w, device)
+        centres.append(torch.stack((x[None, :].expand(h, w), y[:, None].expand(h, w)), -1).flatten(0, 1))
+    valid_ratio_BL2 = torch.stack(ratios, 1)
+    # A token's centre as a fraction of the valid region of its own scale, then placed in every scale.
+    reference_BS2 = torch.cat(
+        [centre[None] / valid_ratio_BL2[:, level, None] for level, centre in enumerate(centres)], 1
+    )
+    return Geometry(
+        shapes=shapes,
+        shapes_L2=torch.stack([torch.stack((_scalar(h, device), _scalar(w, device))) for h, w in shapes]),
+        padding_BS=torch.cat(padding, 1),
+        valid_ratio_BL2=valid_ratio_BL2,
+        position_BSC=torch.cat(positions, 1),
+        reference_BSL2=reference_BS2[:, :, None] * valid_ratio_BL2[:, None],
+    )
+
+
+def _nearest(length: int, full: int, device: torch.device) -> Tensor:
+    """The index, among `full` pixels, that nearest-neighbour downsampling to `length` picks for each; [1, length]."""
+    index = torch.arange(length, dtype=torch.float32, device=device)
+    return torch.floor(index * (_scalar(full, device).float() / _scalar(length, device).float()))[None]
+
+
+def _centres(length: int, device: torch.device) -> Tensor:
+    """Centres of `length` equal cells of [0, 1]."""
+    return (torch.arange(length, dtype=torch.float32, device=device) + 0.5) / _scalar(length, device).float()
+
+
+def _scalar(value: int, device: torch.device) -> Tensor:
+    # Under export `value` is symbolic; torch.tensor would bake the traced number in.
+    return torch.scalar_tensor(value, dtype=torch.int64, device=device)

@@ -1,0 +1,100 @@
+"""The mask head: FPN-like convolutions to 8 channels, then three dynamic 1×1 convolutions an instance (CondInst)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mssts.model.config import ModelConfig
+from mssts.model.layers import MLP
+
+_CHANNELS = 8  # of the dynamic convolutions
+_STRIDE = 8  # of the mask features; masks come out at half of it
+
+
+class MaskFeatures(nn.Module):
+    """Encoded features of strides 8, 16 and 32 → mask features of stride 8, C/32 channels (at least 8)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.channels = mask_feature_channels(config)
+        self.lay3 = nn.Conv2d(width, width, 3, padding=1)
+        self.lay4 = nn.Conv2d(width, width, 3, padding=1)
+        self.dcn = nn.Conv2d(width, width, 3, padding=1)
+        self.lay1 = nn.Conv2d(width, width // 4, 3, padding=1)
+        self.lay2 = nn.Conv2d(width // 4, self.channels, 3, padding=1)
+        for convolution in self.children():
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+            nn.init.zeros_(convolution.bias)
+
+    def forward(self, fine_NChw: Tensor, middle_NChw: Tensor, coarse_NChw: Tensor) -> Tensor:
+        """→ [N, C/32, h, w] at the resolution of `fine`."""
+        x = F.relu(self.lay3(coarse_NChw))
+        x = F.relu(self.lay4(middle_NChw + F.interpolate(x, size=middle_NChw.shape[-2:], mode="nearest")))
+        x = F.relu(self.dcn(fine_NChw + F.interpolate(x, size=fine_NChw.shape[-2:], mode="nearest")))
+        return F.relu(self.lay2(F.relu(self.lay1(x))))
+
+
+def mask_feature_channels(config: ModelConfig) -> int:
+    """Channels of the mask features: C/32 as in the released code, and no fewer than the dynamic convolutions have."""
+    return max(config.width // 32, _CHANNELS)
+
+
+class DynamicMaskHead(nn.Module):
+    """An MLP turns an instance feature into the weights of three 1×1 convolutions that draw its mask.
+
+    The convolutions see the mask features and the pixel's position relative to the instance's centre, in pixels.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.features = mask_feature_channels(config)
+        c = _CHANNELS
+        # Weights of the three layers, then their biases: the order of the released code.
+        self.sizes = [(self.features + 2) * c, c * c, c, c, c, 1]
+        self.controller = MLP(config.width, config.width, sum(self.sizes), 3)
+        for layer in self.controller.layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, instance_BKC: Tensor, centre_BTK2: Tensor, sizes_B2: Tensor, features_BTChw: Tensor) -> Tensor:
+        """Mask logits [B, K, T, 2h, 2w], stride 4.
+
+        Args:
+            instance_BKC: features of the K instances to draw.
+            centre_BTK2: their centres (x, y) as fractions of the valid size.
+            sizes_B2: valid (height, width) of the clips in pixels.
+            features_BTChw: mask features.
+        """
+        B, T, _, h, w = features_BTChw.shape
+        K, c = instance_BKC.shape[1], _CHANNELS
+        device = features_BTChw.device
+        # Coordinates reach hundreds of pixels and cancel: everything here is fp32.
+        w1, w2, w3, b1, b2, b3 = self.controller(instance_BKC).float().split(self.sizes, -1)
+        w1 = w1.view(B, K, c, self.features + 2)
+        centre = centre_BTK2.float() * sizes_B2.flip(1).float()[:, None, None]
+        # First layer on (centre − pixel, features): the centre's share is one number a channel, so the inputs are the
+        # same for all instances and the layer is one matrix product.
+        y = torch.arange(h, device=device, dtype=torch.float32) * _STRIDE + _STRIDE // 2
+        x = torch.arange(w, device=device, dtype=torch.float32) * _STRIDE + _STRIDE // 2
+        pixel = torch.stack((x[None, :].expand(h, w), y[:, None].expand(h, w))).flatten(1)
+        inputs = torch.cat((-pixel.expand(B, T, -1, -1), features_BTChw.float().flatten(3)), 2)
+        shift_BTKc = torch.einsum("bkcr,btkr->btkc", w1[..., :2], centre) + b1[:, None]
+        hidden = (w1.reshape(B, 1, K * c, -1) @ inputs).view(B, T, K, c, -1)
+        hidden = F.relu(hidden + shift_BTKc[..., None])
+        hidden = F.relu(w2.view(B, 1, K, c, c) @ hidden + b2[:, None, ..., None])
+        logits = w3.view(B, 1, K, 1, c) @ hidden + b3[:, None, ..., None]
+        return double_aligned(logits.view(B, T, K, h, w).transpose(1, 2))
+
+
+def double_aligned(x_hw: Tensor) -> Tensor:
+    """Doubles the resolution of the last two dimensions bilinearly: pixel 2i+1 is pixel i, 2i its mean with i−1.
+
+    CondInst's `aligned_bilinear` for a factor of 2, without its paddings and croppings.
+    """
+    for dim in (-2, -1):
+        before = torch.cat((x_hw.narrow(dim, 0, 1), x_hw.narrow(dim, 0, x_hw.shape[dim] - 1)), dim)
+        x_hw = torch.stack(((before + x_hw) / 2, x_hw), dim if dim == -1 else -2).flatten(dim - 1, dim)
+    return x_hw

@@ -1,0 +1,112 @@
+"""The MS-STS attention module Ẑ: attention over time, split from attention over space (Figure 2b–d of the paper).
+
+What the figure leaves open, and what was chosen:
+- **Width.** Both blocks work at C/4 between one linear layer in and one out: 0.6 M parameters in six layers, where full
+  width would take 6 M. With the decoder's temporal attention (1.6 M) the ResNet-50 model has 50.2 M; the paper says 50.6.
+- **Weights** are shared by the scales: the module then is a few matrix products over all tokens of all scales at once.
+- **Queries** of the inter-scale block are the T tokens of the finer scale, keys and values all 2T: the result belongs
+  to the finer scale, and what the T other queries would give is dropped.
+- **Resolution.** The coarser neighbour is brought to the finer scale by taking the token that covers it (nearest),
+  which is one gather for all scales, and it is gathered after its key and value projection, on a quarter of the tokens.
+- **Residuals** around attention and FFN, as in every transformer block; the figure draws none.
+- The output layer starts at zero, so that released baseline weights can be loaded and fine-tuned from.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mssts.model.config import ModelConfig
+from mssts.model.geometry import Geometry
+from mssts.ops import split_temporal_attn
+
+
+class _FeedForward(nn.Sequential):
+    """Two linear layers, twice as wide between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(width, 2 * width), nn.ReLU(inplace=True), nn.Linear(2 * width, width))
+
+
+class IntraScaleAttention(nn.Module):
+    """Figure 2c: at each scale and location the T tokens attend to one another → attention → layer norm → FFN."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.ffn = _FeedForward(width)
+
+    def forward(self, tokens_BTSD: Tensor) -> Tensor:
+        """→ [B, T, S, D]. Mixes along T alone."""
+        query, key, value = self.qkv(tokens_BTSD).chunk(3, -1)
+        tokens = self.norm(tokens_BTSD + self.out(split_temporal_attn(query, key, value, self.heads)))
+        return tokens + self.ffn(tokens)
+
+
+class InterScaleAttention(nn.Module):
+    """Figure 2d: scale s with scale s+1, concatenated along time → norm → attention → dropout → norm → FFN."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.neighbour = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(width)
+        self.ffn = _FeedForward(width)
+
+    def forward(self, tokens_BTSD: Tensor, input_BTSD: Tensor, geometry: Geometry) -> Tensor:
+        """Tokens after the intra-scale block, and what entered it (the coarsest scale's partner) → [B, T, S, D]."""
+        coarsest = geometry.split(input_BTSD, 2)[-1]
+        own = self.norm1(tokens_BTSD)
+        partner = self.norm1(self.neighbour(torch.cat((tokens_BTSD, coarsest), 2)))
+        parent_S = _parents(geometry, tokens_BTSD.device)
+        key, value = torch.cat((self.key_value(own), self.key_value(partner).index_select(2, parent_S)), 1).chunk(2, -1)
+        attended = split_temporal_attn(self.query(own), key, value, self.heads)
+        tokens = tokens_BTSD + self.dropout(self.out(attended))
+        return tokens + self.ffn(self.norm2(tokens))
+
+
+def _parents(geometry: Geometry, device: torch.device) -> Tensor:
+    """For every token, the index of its partner among the tokens of all scales followed by the coarsest's inputs."""
+    indices = []
+    start = 0
+    for (h, w), coarser in zip(geometry.shapes, geometry.shapes[1:] + geometry.shapes[-1:], strict=True):
+        start = start + h * w  # where the next scale begins, or after the last one, the coarsest's inputs
+        y, x = torch.arange(h, device=device), torch.arange(w, device=device)
+        if len(indices) + 1 < len(geometry.shapes):
+            y, x = y // 2, x // 2  # each scale is ⌈half⌉ of the finer one, so this stays inside
+        indices.append((start + y[:, None] * coarser[1] + x).flatten())
+    return torch.cat(indices)
+
+
+class SplitAttention(nn.Module):
+    """The whole module Ẑ: linear → intra-scale → inter-scale → linear; either block can be switched off."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, heads = config.split_width, config.split_heads
+        self.reduce = nn.Linear(config.width, width)
+        self.intra = IntraScaleAttention(width, heads) if config.switches.intra_scale else None
+        self.inter = InterScaleAttention(width, heads, config.dropout) if config.switches.inter_scale else None
+        self.expand = nn.Linear(width, config.width)
+
+    def reset_parameters(self) -> None:
+        """The last projection is zero: the encoder starts as the baseline's."""
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, tokens_BTSC: Tensor, geometry: Geometry) -> Tensor:
+        """→ [B, T, S, C], to be added to the deformable attention."""
+        reduced = self.reduce(tokens_BTSC)
+        tokens = reduced if self.intra is None else self.intra(reduced)
+        if self.inter is not None:
+            tokens = self.inter(tokens, reduced, geometry)
+        return self.expand(tokens)

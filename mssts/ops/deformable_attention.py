@@ -1,0 +1,78 @@
+"""Multi-scale deformable attention (arXiv 2010.04159), from what the linear layers give.
+
+Letters: N frames, S tokens of all scales, Q queries, M heads, D channels a head, L scales, P points.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mssts.ops.exporting import is_exporting, onnx_node
+
+OP_TYPE = "MSDeformAttn"
+
+
+def ms_deform_attn(
+    value_NSMD: Tensor,
+    shapes_L2: Tensor,
+    reference_NQLR: Tensor,
+    offsets_NQMLP2: Tensor,
+    logits_NQMLP: Tensor,
+    shapes: list[tuple[int, int]],
+) -> Tensor:
+    """Samples `value` at L·P points a head and query and sums them, weighted by the softmax of `logits` over L·P.
+
+    A point lies at reference + offset ÷ (w, h) of its scale where a reference has R = 2 coordinates (x, y), and at
+    reference + offset ÷ P × (box w, box h) × ½ where it has R = 4 (x, y, w, h); all in [0, 1] of the padded scale.
+    Sampling is bilinear between pixel centres, zero outside, as grid_sample has it with align_corners=False.
+
+    Args:
+        value_NSMD: projected tokens, zero where padded.
+        shapes_L2: (h, w) of the scales, int64.
+        reference_NQLR: reference points, fp32 whatever the other inputs are.
+        offsets_NQMLP2: raw offsets in pixels (R = 2) or fractions of the box (R = 4).
+        logits_NQMLP: raw attention logits.
+        shapes: `shapes_L2` as integers.
+
+    Returns:
+        [N, Q, M·D], of the dtype of `value`. Arithmetic is in fp32 (fp64 for fp64 inputs).
+    """
+    N, _, M, D = value_NSMD.shape
+    Q = offsets_NQMLP2.shape[1]
+    if is_exporting():
+        inputs = (value_NSMD, shapes_L2, reference_NQLR, offsets_NQMLP2, logits_NQMLP)
+        return onnx_node(OP_TYPE, inputs, {}, (N, Q, M * D), value_NSMD.dtype)
+    return _definition(value_NSMD, shapes_L2, reference_NQLR, offsets_NQMLP2, logits_NQMLP, shapes)
+
+
+def _definition(
+    value_NSMD: Tensor,
+    shapes_L2: Tensor,
+    reference_NQLR: Tensor,
+    offsets_NQMLP2: Tensor,
+    logits_NQMLP: Tensor,
+    shapes: list[tuple[int, int]],
+) -> Tensor:
+    N, _, M, D = value_NSMD.shape
+    Q, L, P = offsets_NQMLP2.shape[1], offsets_NQMLP2.shape[3], offsets_NQMLP2.shape[4]
+    dtype = torch.promote_types(value_NSMD.dtype, torch.float32)
+    offsets = offsets_NQMLP2.to(dtype)
+    reference_NQ1L1R = reference_NQLR.to(dtype)[:, :, None, :, None]
+    if reference_NQLR.shape[-1] == 2:
+        locations_NQMLP2 = reference_NQ1L1R + offsets / shapes_L2.flip(1).to(dtype)[:, None]
+    else:
+        locations_NQMLP2 = reference_NQ1L1R[..., :2] + offsets * (reference_NQ1L1R[..., 2:] * (0.5 / P))
+    weights_NQMLP = logits_NQMLP.to(dtype).flatten(3).softmax(-1).unflatten(3, (L, P))
+    grids = (2 * locations_NQMLP2 - 1).transpose(1, 2).flatten(0, 1)  # [N·M, Q, L, P, 2]
+    out = value_NSMD.new_zeros((), dtype=dtype)
+    start = 0
+    for level, (h, w) in enumerate(shapes):
+        value_hw = value_NSMD[:, start : start + h * w].to(dtype).permute(0, 2, 3, 1).reshape(N * M, D, h, w)
+        start += h * w
+        # grid_sample's corners: [N·M, D, Q, P]
+        sampled = F.grid_sample(value_hw, grids[:, :, level], padding_mode="zeros", align_corners=False)
+        weights = weights_NQMLP[:, :, :, level].transpose(1, 2).reshape(N * M, 1, Q, P)
+        out = out + (sampled * weights).sum(-1)
+    return out.view(N, M * D, Q).transpose(1, 2).to(value_NSMD.dtype)

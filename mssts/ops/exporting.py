@@ -1,0 +1,40 @@
+"""While exporting, an op writes one node of the ONNX domain `mssts` instead of its PyTorch definition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+DOMAIN = "mssts"
+# TensorRT looks a plugin up by these two attributes; from 10.15 on it prefers a node's function body to the plugin
+# unless `plugin_namespace` is present, even if empty.
+PLUGIN_ATTRIBUTES = {"plugin_version": "1", "plugin_namespace": ""}
+
+_active = False
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """Within it, the ops of `mssts.ops` become ONNX nodes (torch.onnx.export with dynamo=True only)."""
+    global _active
+    before, _active = _active, True
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def is_exporting() -> bool:
+    """Whether an op should write a node."""
+    return _active
+
+
+def onnx_node(
+    op_type: str, inputs: Sequence[Tensor], attributes: dict[str, int | str], shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """A symbolic result of the node `mssts::op_type`."""
+    attributes = {**attributes, **PLUGIN_ATTRIBUTES}
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{op_type}", inputs, attributes, dtype=dtype, shape=shape, version=1)

@@ -1,0 +1,67 @@
+"""Clips gathered into padded batches, in an order that is a function of the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mssts.data.clips import Clip, ClipDataset
+from training.matcher import Target
+
+_MULTIPLE = 8  # batches are padded to it, so that masks of stride 4 cover the frame
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clips of T frames, padded at the bottom and the right."""
+
+    frames_BTHWC: Tensor  # uint8
+    sizes_B2: Tensor  # int32, valid height and width
+    targets: list[Target]
+
+
+def collate(clips: Sequence[Clip]) -> Batch:
+    """Pads clips to a common size. Their masks are padded alike; boxes stay fractions of the valid size."""
+    sizes = [clip.frames_THWC.shape[1:3] for clip in clips]
+    H, W = (-(-max(side) // _MULTIPLE) * _MULTIPLE for side in zip(*sizes, strict=True))
+    T = len(clips[0].frames_THWC)
+    frames = torch.zeros(len(clips), T, H, W, 3, dtype=torch.uint8)
+    targets = []
+    for b, (clip, (h, w)) in enumerate(zip(clips, sizes, strict=True)):
+        frames[b, :, :h, :w] = torch.from_numpy(clip.frames_THWC)
+        masks = torch.zeros(len(clip.labels_N), T, H, W, dtype=torch.bool)
+        masks[:, :, :h, :w] = torch.from_numpy(clip.masks_NTHW)
+        labels, boxes, present = (torch.from_numpy(x) for x in (clip.labels_N, clip.boxes_NT4, clip.present_NT))
+        targets.append(Target(labels, boxes, present, masks))
+    return Batch(frames, torch.tensor(sizes, dtype=torch.int32), targets)
+
+
+class _Epoch(Dataset[Clip]):
+    def __init__(self, clips: ClipDataset, epoch: int) -> None:
+        self.clips, self.epoch = clips, epoch
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self.clips.sample(index, self.epoch)
+
+
+def batches_in_epoch(clips: ClipDataset, batch: int) -> int:
+    """The number of whole batches of an epoch; a remainder is left to the next shuffle."""
+    return max(len(clips) // batch, 1)
+
+
+def batches(clips: ClipDataset, batch: int, seed: int, epoch: int, start: int, workers: int) -> Iterator[Batch]:
+    """The batches of an epoch from the `start`-th on."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(clips), generator=generator).tolist()
+    size = min(batch, len(clips))
+    groups = [order[i * size : (i + 1) * size] for i in range(start, batches_in_epoch(clips, batch))]
+    return iter(
+        DataLoader(_Epoch(clips, epoch), batch_sampler=groups, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    )

@@ -1,0 +1,102 @@
+"""`mssts train`: data → checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "train a preset on a YouTube-VIS data set"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("--preset", default="tiny", help="which model (default: tiny)")
+    parser.add_argument("--data", type=Path, required=True, help="folder with instances.json, or that file")
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
+    parser.add_argument("--init", type=Path, help="checkpoint to start from")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--batch", type=int, help="clips a step, instead of the recipe's")
+    parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: none of their own)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--no-amp", action="store_true", help="no bfloat16 arithmetic")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, and says where the checkpoint lies."""
+    from dataclasses import replace
+
+    import torch
+
+    from mssts.data.clips import ClipDataset
+    from mssts.data.youtube_vis import read_youtube_vis
+    from mssts.errors import MsstsError
+    from mssts.model.checkpoint import load_checkpoint, load_weights
+    from mssts.model.config import preset
+    from training.config import recipe
+    from training.trainer import MODEL_FILE, STATE_FILE, Trainer
+
+    chosen = preset(arguments.preset)
+    config = recipe(chosen.name)
+    for name in ("epochs", "batch", "learning_rate"):
+        value = getattr(arguments, name)
+        if value is not None:
+            if value <= 0:
+                raise MsstsError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
+            config = replace(config, **{name: value})
+    if not arguments.resume and (arguments.out / STATE_FILE).exists():
+        raise MsstsError(f"{arguments.out}: holds a run already; pass --resume to go on with it, or another --out")
+    device = _device(arguments.device)
+    source = arguments.data / "instances.json" if arguments.data.is_dir() else arguments.data
+    dataset = read_youtube_vis(source)
+    dataset.check_images()
+    clips = ClipDataset(dataset, config.transform, config.clip_frames, arguments.seed)
+    chosen = chosen.with_classes(len(dataset.categories))
+    trainer = Trainer(
+        chosen,
+        config,
+        clips,
+        dataset.categories,
+        arguments.out,
+        device,
+        arguments.seed,
+        arguments.workers,
+        amp=not arguments.no_amp and _has_fast_bfloat16(device),
+    )
+    if arguments.resume:
+        trainer.resume()
+    elif arguments.init is not None:
+        initial = load_checkpoint(arguments.init, chosen.name)
+        load_weights(trainer.model, initial.weights, arguments.init)
+        if trainer.averaged is not None:
+            trainer.averaged.load_state_dict(trainer.model.state_dict())
+    trainer.train()
+    print(f"wrote {arguments.out / MODEL_FILE} after {trainer.step} steps")
+    return 0
+
+
+def _device(name: str):  # type: ignore[no-untyped-def]
+    import torch
+
+    from mssts.errors import MsstsError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MsstsError(f"--device {name}: unknown; expected cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MsstsError(f"--device {name}: torch sees no GPU here; pass --device cpu")
+    return device
+
+
+def _has_fast_bfloat16(device) -> bool:  # type: ignore[no-untyped-def]
+    """Whether bfloat16 arithmetic is native: GPUs since sm_80, processors with AVX-512 BF16 or AMX."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,47 @@
+"""The auxiliary discriminator of the foreground-background separability loss (Figure 2e)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Discriminator(nn.Module):
+    """Frames ⊕ encoder features ⊕ foreground mask → a patch-wise verdict: is this mask the ground truth?
+
+    Works at stride 8, where the finest encoder features are. The features are reduced first, or their 256 channels
+    would drown the mask's one.
+    """
+
+    def __init__(self, width: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(width, hidden // 2, 1)
+        self.body = nn.Sequential(
+            nn.Conv2d(3 + hidden // 2 + 1, hidden, 3, 1, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(hidden, 2 * hidden, 3, 2, 1),
+            nn.GroupNorm(8, 2 * hidden),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * hidden, 1, 3, 1, 1),
+        )
+
+    def forward(self, images_N3HW: Tensor, features_NChw: Tensor, mask_N1hw: Tensor) -> Tensor:
+        """→ logits [N, 1, ⌈h/2⌉, ⌈w/2⌉], positive for real."""
+        h, w = features_NChw.shape[-2:]
+        images = F.adaptive_avg_pool2d(images_N3HW, (h, w))
+        mask = F.adaptive_avg_pool2d(mask_N1hw, (h, w))
+        return self.body(torch.cat((images, self.reduce(features_NChw), mask), 1))
+
+
+def foreground(masks_nThw: Tensor, clip_n: Tensor, clips: int) -> Tensor:
+    """The union of each clip's masks (probabilities or 0/1) → [clips·T, 1, h, w]; empty where a clip has none."""
+    _, T, h, w = masks_nThw.shape
+    union = masks_nThw.new_zeros(clips, T, h, w)
+    index = clip_n[:, None, None, None].expand_as(masks_nThw)
+    return union.scatter_reduce(0, index, masks_nThw, "amax").flatten(0, 1)[:, None]
+
+
+def verdict_loss(logits: Tensor, real: bool) -> Tensor:
+    """Binary cross-entropy of the verdicts with all-real or all-fake."""
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
