@@ -19,10 +19,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with its suffix, and renames it to `path` if the block succeeds.
 
     The temporary file is removed if the block raises, so nothing half-written is left behind.
+
+    Raises:
+        MsstsError: there can be no such file: its folder cannot be made or written to, or it is a folder itself.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    if path.is_dir():
+        raise MsstsError(f"{path}: is a folder; expected the name of a file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    except OSError as error:
+        raise MsstsError(f"{path}: cannot be written: {error.strerror}") from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -31,7 +39,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -42,13 +42,13 @@ _RECIPES = {
     "mssts_r50": TrainConfig(),
     # From scratch on MovingShapes, on two cores: one size, no jitter of a data set that has all colours already.
     "tiny": TrainConfig(
-        epochs=24,
-        batch=4,
+        epochs=12,
+        batch=6,
         clip_frames=3,
-        transform=ClipTransform((112, 128, 144), 256, crop=0.3, jitter=0.2),
+        transform=ClipTransform((80, 96, 112), 256, crop=0.3, jitter=0.2),
         learning_rate=5e-4,
         backbone_factor=1.0,
-        lr_drops=(18, 22),
+        lr_drops=(9, 11),
         warmup_steps=200,
         ema_decay=0.998,
         half_storage=True,

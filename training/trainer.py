@@ -59,7 +59,7 @@ class Trainer:
         self.out, self.device, self.seed, self.workers, self.amp = out, device, seed, workers, amp
         self.model = MSSTSVIS(preset.model).to(device)
         self.criterion = Criterion()
-        self.optimiser = torch.optim.AdamW(_groups(self.model, config), weight_decay=config.weight_decay)
+        self.optimiser = torch.optim.AdamW(_groups(self.model, config), weight_decay=config.weight_decay, fused=True)
         self.discriminator: Discriminator | None = None
         if preset.model.switches.discriminator:
             self.discriminator = Discriminator(preset.model.width).to(device)

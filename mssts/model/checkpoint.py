@@ -47,7 +47,9 @@ def load_weights(model: MSSTSVIS, weights: dict[str, Tensor], source: Path | str
     Raises:
         MsstsError: they do not fit; the message names `source` and the first parameter that does not.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # How many batches a norm has seen is the training's business; checkpoints do not hold it.
+    counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in counters}
     for name in sorted(expected.keys() | weights.keys()):
         found = tuple(weights[name].shape) if name in weights else None
         if found != expected.get(name):
@@ -55,7 +57,7 @@ def load_weights(model: MSSTSVIS, weights: dict[str, Tensor], source: Path | str
                 f"{source}: does not fit this model: {name} is {found or 'missing'} in the file, expected "
                 f"{expected.get(name) or 'not to be there'}; was it made with another preset or another version?"
             )
-    model.load_state_dict(weights)
+    model.load_state_dict({**weights, **counters})
 
 
 def save_checkpoint(

@@ -83,7 +83,7 @@ def tiny() -> Preset:
         split_heads=2,
         temporal_width=128,
     )
-    return Preset("tiny", model, InputRule(144, 256), clip_frames=6, clip_overlap=3, top_k=10)
+    return Preset("tiny", model, InputRule(112, 256), clip_frames=6, clip_overlap=3, top_k=10)
 
 
 PRESETS: dict[str, Callable[[], Preset]] = {"mssts_r50": mssts_r50, "tiny": tiny}

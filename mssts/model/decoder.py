@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mssts.model.attention import DeformableAttention
 from mssts.model.config import ModelConfig
 from mssts.model.geometry import Geometry
-from mssts.model.layers import MLP, inverse_sigmoid
+from mssts.model.layers import MLP, at_least_fp32, inverse_sigmoid
 from mssts.ops import split_temporal_attn
 
 
@@ -83,13 +83,15 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention → temporal attention → deformable cross-attention → FFN, for box and instance queries."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, first: bool) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
         self.self_norm = nn.LayerNorm(config.width)
         self.self_attn_box = SelfAttention(config)
         self.self_norm_box = nn.LayerNorm(config.width)
-        self.temporal = TemporalAttention(config) if config.switches.temporal_decoder else None
+        # Before the first cross-attention the box queries of all frames are one: there is nothing to attend to.
+        temporal = config.switches.temporal_decoder and not first
+        self.temporal = TemporalAttention(config) if temporal else None
         self.deformable = DeformableAttention(config)
         self.output_proj = nn.Linear(config.width, config.width)
         self.cross_norm = nn.LayerNorm(config.width)
@@ -109,7 +111,7 @@ class DecoderLayer(nn.Module):
         tokens_BTSC: Tensor,
         geometry: Geometry,
     ) -> tuple[Tensor, Tensor]:
-        """→ instance queries [B, Q, C], box queries [B, T, Q, C]. In the first layer `box` has T = 1."""
+        """→ instance queries [B, Q, C], box queries [B, T, Q, C]. In the first layer `box` comes with T = 1."""
         instance = self.self_norm(instance_BQC + self.dropout(self.self_attn(instance_BQC, position_QC)))
         B, T = box_BTQC.shape[:2]
         attended = self.self_attn_box(box_BTQC.flatten(0, 1), position_QC).unflatten(0, (B, T))
@@ -132,7 +134,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.query_embed = nn.Embedding(config.queries, 2 * config.width)  # position, then content
         self.reference_points = nn.Linear(config.width, 2)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, first=i == 0) for i in range(config.decoder_layers))
         self.bbox_embed = nn.ModuleList(MLP(config.width, config.width, 4, 3) for _ in range(config.decoder_layers))
 
     def reset_parameters(self) -> None:
@@ -157,8 +159,8 @@ class Decoder(nn.Module):
             ratio = ratio_BL2 if reference.shape[-1] == 2 else torch.cat((ratio_BL2, ratio_BL2), -1)
             reference_BTQLR = reference[:, :, :, None] * ratio[:, None, None]
             instance, box = layer(instance, box, position_QC, reference_BTQLR, tokens_BTSC, geometry)
-            delta = bbox_embed(box).float()
-            anchor = inverse_sigmoid(reference.float())
+            delta = at_least_fp32(bbox_embed(box))
+            anchor = inverse_sigmoid(at_least_fp32(reference))
             if reference.shape[-1] == 2:
                 anchor = F.pad(anchor, (0, 2))
             boxes = (delta + anchor).sigmoid()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mssts.model.layers import at_least_fp32
 from mssts.model.mssts_vis import MSSTSVIS
 
 # ImageNet's statistics, in units of pixel values.
@@ -33,13 +34,14 @@ class Engine(nn.Module):
 
     def forward(self, frames: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The tensors of `mssts.contract.ENGINE_OUTPUTS`: the top K of class × query, as the released inference."""
-        prediction = self.model(normalise(frames, sizes), sizes)
+        images = normalise(frames, sizes).to(self.model.encoder.level_embed.weight.dtype)
+        prediction = self.model(images, sizes)
         classes = self.model.config.classes
-        scores_BK, index_BK = prediction.logits[-1].float().sigmoid().flatten(1).topk(self.top_k)
+        scores_BK, index_BK = at_least_fp32(prediction.logits[-1]).sigmoid().flatten(1).topk(self.top_k)
         queries_BK = torch.div(index_BK, classes, rounding_mode="floor")
         labels_BK = (index_BK - queries_BK * classes).to(torch.int32)
         boxes_BTQ4 = prediction.layers[-1].boxes_BTQ4
         T = boxes_BTQ4.shape[1]
         boxes = boxes_BTQ4.gather(2, queries_BK[:, None, :, None].expand(-1, T, -1, 4)).transpose(1, 2)
         masks = self.model.masks(prediction, -1, queries_BK)
-        return scores_BK, labels_BK, boxes.float(), masks
+        return scores_BK, labels_BK, boxes, masks

@@ -25,7 +25,17 @@ class Geometry:
         return torch.split(tokens_S, [h * w for h, w in self.shapes], dim)
 
 
-def sine_position(valid_h_Bh: Tensor, valid_w_Bw: Tensor, channels: int) -> Tensor:
+def sine_periods(channels: int) -> Tensor:
+    """Periods of the C/2 channels of each axis, fp32.
+
+    A model keeps them: at padded tokens angles are in the millions, and a power that another runtime computes, one
+    rounding off, would turn them by a radian.
+    """
+    index = torch.arange(channels // 2, dtype=torch.float32)
+    return 10000 ** (2 * (index // 2) / (channels // 2))
+
+
+def sine_position(valid_h_Bh: Tensor, valid_w_Bw: Tensor, periods: Tensor) -> Tensor:
     """Normalised sine embedding of the position in the valid region (DETR, arXiv 2005.12872) → [B, h·w, C].
 
     The rows and columns that are valid are prefixes, so the cumulative sums of the 2-D mask are products of 1-D ones.
@@ -37,29 +47,32 @@ def sine_position(valid_h_Bh: Tensor, valid_w_Bw: Tensor, channels: int) -> Tens
     eps, scale = 1e-6, 2 * math.pi
     y_Bhw = (y_Bhw - 0.5) / (y_Bhw[:, -1:, :] + eps) * scale
     x_Bhw = (x_Bhw - 0.5) / (x_Bhw[:, :, -1:] + eps) * scale
-    index = torch.arange(channels // 2, dtype=torch.float32, device=valid_h_Bh.device)
-    period = 10000 ** (2 * (index // 2) / (channels // 2))
 
     def embed(coordinate_Bhw: Tensor) -> Tensor:
-        angle = coordinate_Bhw[..., None] / period
+        angle = coordinate_Bhw[..., None] / periods
         return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)
 
     return torch.cat((embed(y_Bhw), embed(x_Bhw)), dim=-1).flatten(1, 2)
 
 
-def build_geometry(shapes: list[tuple[int, int]], sizes_B2: Tensor, height: int, width: int, channels: int) -> Geometry:
+def build_geometry(
+    shapes: list[tuple[int, int]], sizes_B2: Tensor, height: int, width: int, periods: Tensor, dtype: torch.dtype
+) -> Geometry:
     """The geometry of clips of valid sizes `sizes_B2` (height, width) inside padded frames of height × width.
+
+    Computed in fp32, whatever the `dtype` of the tokens; only positions are in `dtype`, and in fp64 all of it is.
 
     A token is padding if the pixel that nearest-neighbour downsampling picks for it is (as the released code has it).
     """
     device = sizes_B2.device
+    wide = torch.promote_types(dtype, torch.float32)
     padding, ratios, positions, centres = [], [], [], []
     for h, w in shapes:
         valid_h_Bh = _nearest(h, height, device) < sizes_B2[:, :1]
         valid_w_Bw = _nearest(w, width, device) < sizes_B2[:, 1:]
         padding.append(~(valid_h_Bh[:, :, None] & valid_w_Bw[:, None, :]).flatten(1))
         ratios.append(torch.stack((valid_w_Bw.float().mean(1), valid_h_Bh.float().mean(1)), -1))
-        positions.append(sine_position(valid_h_Bh, valid_w_Bw, channels))
+        positions.append(sine_position(valid_h_Bh, valid_w_Bw, periods))
         y, x = _centres(h, device), _centres(w, device)
         centres.append(torch.stack((x[None, :].expand(h, w), y[:, None].expand(h, w)), -1).flatten(0, 1))
     valid_ratio_BL2 = torch.stack(ratios, 1)
@@ -71,9 +84,9 @@ def build_geometry(shapes: list[tuple[int, int]], sizes_B2: Tensor, height: int,
         shapes=shapes,
         shapes_L2=torch.stack([torch.stack((_scalar(h, device), _scalar(w, device))) for h, w in shapes]),
         padding_BS=torch.cat(padding, 1),
-        valid_ratio_BL2=valid_ratio_BL2,
-        position_BSC=torch.cat(positions, 1),
-        reference_BSL2=reference_BS2[:, :, None] * valid_ratio_BL2[:, None],
+        valid_ratio_BL2=valid_ratio_BL2.to(wide),
+        position_BSC=torch.cat(positions, 1).to(dtype),
+        reference_BSL2=(reference_BS2[:, :, None] * valid_ratio_BL2[:, None]).to(wide),
     )
 
 

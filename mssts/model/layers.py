@@ -21,6 +21,11 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """The same in fp32, or in fp64 if it was: for arithmetic that 16 bits are too few for."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 − x)) with both clamped to at least `eps`, as Deformable DETR has it."""
     x = x.clamp(0, 1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mssts.model.config import ModelConfig
-from mssts.model.layers import MLP
+from mssts.model.layers import MLP, at_least_fp32
 
 _CHANNELS = 8  # of the dynamic convolutions
 _STRIDE = 8  # of the mask features; masks come out at half of it
@@ -72,15 +72,15 @@ class DynamicMaskHead(nn.Module):
         K, c = instance_BKC.shape[1], _CHANNELS
         device = features_BTChw.device
         # Coordinates reach hundreds of pixels and cancel: everything here is fp32.
-        w1, w2, w3, b1, b2, b3 = self.controller(instance_BKC).float().split(self.sizes, -1)
+        w1, w2, w3, b1, b2, b3 = at_least_fp32(self.controller(instance_BKC)).split(self.sizes, -1)
         w1 = w1.view(B, K, c, self.features + 2)
-        centre = centre_BTK2.float() * sizes_B2.flip(1).float()[:, None, None]
+        centre = at_least_fp32(centre_BTK2) * sizes_B2.flip(1)[:, None, None]
         # First layer on (centre − pixel, features): the centre's share is one number a channel, so the inputs are the
         # same for all instances and the layer is one matrix product.
-        y = torch.arange(h, device=device, dtype=torch.float32) * _STRIDE + _STRIDE // 2
-        x = torch.arange(w, device=device, dtype=torch.float32) * _STRIDE + _STRIDE // 2
-        pixel = torch.stack((x[None, :].expand(h, w), y[:, None].expand(h, w))).flatten(1)
-        inputs = torch.cat((-pixel.expand(B, T, -1, -1), features_BTChw.float().flatten(3)), 2)
+        y = torch.arange(h, device=device) * _STRIDE + _STRIDE // 2
+        x = torch.arange(w, device=device) * _STRIDE + _STRIDE // 2
+        pixel = torch.stack((x[None, :].expand(h, w), y[:, None].expand(h, w))).flatten(1).to(centre.dtype)
+        inputs = torch.cat((-pixel.expand(B, T, -1, -1), at_least_fp32(features_BTChw).flatten(3)), 2)
         shift_BTKc = torch.einsum("bkcr,btkr->btkc", w1[..., :2], centre) + b1[:, None]
         hidden = (w1.reshape(B, 1, K * c, -1) @ inputs).view(B, T, K, c, -1)
         hidden = F.relu(hidden + shift_BTKc[..., None])

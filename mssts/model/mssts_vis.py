@@ -13,7 +13,7 @@ from mssts.model.backbone import build_backbone
 from mssts.model.config import ModelConfig
 from mssts.model.decoder import DecodedLayer, Decoder, TemporalAttention
 from mssts.model.encoder import Encoder
-from mssts.model.geometry import build_geometry
+from mssts.model.geometry import build_geometry, sine_periods
 from mssts.model.mask_head import DynamicMaskHead, MaskFeatures
 from mssts.model.split_attention import SplitAttention
 
@@ -45,12 +45,15 @@ class MSSTSVIS(nn.Module):
         extra = [channels[-1]] + [config.width] * config.levels
         projections += [_projection(extra[i], config.width, 3) for i in range(config.levels - len(channels))]
         self.input_proj = nn.ModuleList(projections)
+        self.register_buffer("sine_periods", sine_periods(config.width), persistent=False)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.class_embed = nn.ModuleList(nn.Linear(config.width, config.classes) for _ in range(config.decoder_layers))
         self.mask_features = MaskFeatures(config)
         self.mask_head = DynamicMaskHead(config)
         self._reset_parameters()
+
+    sine_periods: Tensor
 
     def _reset_parameters(self) -> None:
         for part in (self.encoder, self.decoder):
@@ -77,8 +80,8 @@ class MSSTSVIS(nn.Module):
             else:
                 scales.append(projection(features[-1] if i == len(features) else scales[-1]))
         shapes = [(scale.shape[-2], scale.shape[-1]) for scale in scales]
-        geometry = build_geometry(shapes, sizes_B2, H, W, self.config.width)
         tokens = torch.cat([scale.flatten(2) for scale in scales], 2).transpose(1, 2).unflatten(0, (B, T))
+        geometry = build_geometry(shapes, sizes_B2, H, W, self.sine_periods.float(), tokens.dtype)
         encoded = self.encoder(tokens, geometry)
         layers = self.decoder(encoded, geometry)
         maps = [

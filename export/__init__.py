@@ -1,0 +1,1 @@
+"""Stage 2: checkpoint → model.onnx + manifest.json, provably the same."""

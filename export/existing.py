@@ -1,0 +1,44 @@
+"""Whether a folder holds the very export that would be made again."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import mssts
+from mssts.errors import MsstsError
+from mssts.files import sha256
+from mssts.manifest import Manifest
+
+# What decides an export besides the checkpoint: the source of these packages.
+_SOURCES = ("mssts/model", "mssts/ops", "mssts/contract.py", "export")
+
+
+def source_sha256() -> str:
+    """A hash of the source code that an export depends on."""
+    root = Path(mssts.__file__).parent.parent
+    digest = hashlib.sha256()
+    for source in _SOURCES:
+        path = root / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def existing_export(checkpoint: Path, out: Path, top_k: int | None) -> Manifest | None:
+    """The manifest in `out`, if it describes an unchanged export of this checkpoint by this code."""
+    if not checkpoint.is_file():
+        return None
+    try:
+        manifest = Manifest.read(out)
+    except MsstsError:
+        return None
+    artefact = out / manifest.artefact
+    same = (
+        manifest.provenance.get("checkpoint_sha256") == sha256(checkpoint)
+        and manifest.provenance.get("source_sha256") == source_sha256()
+        and (top_k is None or top_k == manifest.top_k)
+        and artefact.is_file()
+        and sha256(artefact) == manifest.artefact_sha256
+    )
+    return manifest if same else None

@@ -1,0 +1,78 @@
+"""The PyTorch engine as an ONNX graph with free sizes, our ops as nodes that carry their definition."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+
+import onnx
+import torch
+from onnx import helper
+
+from export.functions import DOMAIN_VERSION, OPSET, function_bodies
+from mssts import contract
+from mssts.model.engine import Engine
+from mssts.ops import exporting
+from mssts.ops.exporting import DOMAIN
+
+# Traced at sizes of which no two are equal, so that none can pass for another.
+_TRACED = {"B": 2, "T": 3, "H": 88, "W": 120}
+
+
+def export_graph(engine: Engine, metadata: dict[str, str]) -> onnx.ModelProto:
+    """The engine's graph for any number of clips, of frames, any height and width."""
+    engine = engine.eval()
+    B, T, H, W = _TRACED.values()
+    frames = torch.zeros(B, T, H, W, 3, dtype=torch.uint8)
+    sizes = torch.tensor([[H, W], [H - 8, W - 24]], dtype=torch.int32)
+    dim = torch.export.Dim.DYNAMIC
+    dynamic = {"frames": {0: dim, 1: dim, 2: dim, 3: dim}, "sizes": {0: dim}}
+    with exporting(), _quiet():
+        program = torch.onnx.export(
+            engine,
+            (frames, sizes),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in contract.ENGINE_INPUTS],
+            output_names=[spec.name for spec in contract.ENGINE_OUTPUTS],
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None  # only f= returns None
+    model = program.model_proto
+    model.functions.extend(function_bodies())
+    if DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+    _name_dimensions(model)
+    del model.metadata_props[:]
+    helper.set_model_props(model, metadata)
+    model.producer_name, model.producer_version = "mssts", metadata["version"]
+    onnx.checker.check_model(model, full_check=False)
+    return model
+
+
+def _name_dimensions(model: onnx.ModelProto) -> None:
+    """Gives the free dimensions of inputs and outputs the letters of `mssts.contract`."""
+    specs = {spec.name: spec for spec in (*contract.ENGINE_INPUTS, *contract.ENGINE_OUTPUTS)}
+    for value in (*model.graph.input, *model.graph.output):
+        shape = specs[value.name].shape
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, shape, strict=True):
+            if isinstance(size, str) and not dim.HasField("dim_value"):
+                dim.dim_param = size
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """Silences the exporter's progress lines and warnings about itself; errors still raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,79 @@
+"""`mssts predict`: tracks and segments the objects of videos."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mssts.instances import Segmenter
+    from mssts.predictor import PredictReport
+
+HELP = "track and segment the objects of videos, on a server or a local engine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.add_argument("source", type=Path, help="a video, a folder of images, or a YouTube-VIS JSON")
+    engine = parser.add_mutually_exclusive_group(required=True)
+    engine.add_argument("--url", metavar="grpc://HOST:PORT", help="a server that `mssts serve` started")
+    engine.add_argument("--model", type=Path, metavar="PATH", help="an exported model: its file or its folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/predict"), metavar="DIR", help="default %(default)s")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, metavar="S", help="of what is drawn (default %(default)s)"
+    )
+    parser.add_argument("--max-videos", type=int, metavar="N", help="only the first N videos of a data set")
+    parser.add_argument("--no-overlay", action="store_true", help="write results and report, no pictures")
+    transfer = parser.add_mutually_exclusive_group()
+    transfer.add_argument(
+        "--jpeg", dest="transfer", action="store_const", const="jpeg", default="auto",
+        help="send frames of a video file as JPEG (fewer bytes; image files are always sent as they are)",
+    )  # fmt: skip
+    transfer.add_argument(
+        "--raw", dest="transfer", action="store_const", const="raw", help="send decoded frames even of image files"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Predicts and prints a summary."""
+    from mssts.media import open_source
+    from mssts.predictor import PredictOptions, predict
+
+    options = PredictOptions(
+        score_threshold=arguments.score_threshold,
+        max_videos=arguments.max_videos,
+        overlay=not arguments.no_overlay,
+        transfer=arguments.transfer,
+    )
+    source = open_source(arguments.source)
+    segmenter = _segmenter(arguments)
+    try:
+        report = predict(source, segmenter, arguments.out, options)
+    finally:
+        segmenter.close()
+    _print_summary(report, arguments.out)
+
+
+def _segmenter(arguments: argparse.Namespace) -> Segmenter:
+    if arguments.url:
+        from mssts.client import TritonSegmenter
+
+        return TritonSegmenter(arguments.url)
+    from mssts.pipeline import LocalSegmenter
+
+    return LocalSegmenter(arguments.model)
+
+
+def _print_summary(report: PredictReport, out: Path) -> None:
+    tracks = sum(video.tracks for video in report.videos)
+    print(f"videos {len(report.videos)}   frames {report.frames}   clips {report.clips}   tracks {tracks}")
+    print(f"frames/s {report.frames_per_second:.2f}   clips/s {report.clips_per_second:.2f}   (without rendering)")
+    print("seconds  " + "   ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.stage_seconds.items()))
+    print(f"written to {out}: results.json, report.json" + _pictures(report))
+
+
+def _pictures(report: PredictReport) -> str:
+    names = [name for video in report.videos for name in (video.overlay, video.contact_sheet) if name]
+    shown = names if len(names) <= 4 else [*names[:4], f"… {len(names) - 4} more pictures"]
+    return "".join(f", {name}" for name in shown)

@@ -1,0 +1,55 @@
+"""`mssts serve`: a Triton server on one engine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+HELP = "serve an exported engine with Triton"
+_LOOPBACK = "127.0.0.1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="PATH", help="the folder or ONNX file of an engine"
+    )
+    for name in ("grpc", "http", "metrics"):
+        parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help="a free one by default")
+    parser.add_argument("--host", default=_LOOPBACK, metavar="ADDRESS", help="where to listen (default: %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="cores for the engine (default: all)")
+    parser.add_argument(
+        "--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="to be ready in (default: %(default)g)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from mssts.errors import MsstsError
+    from mssts.serving.repository import model_repository
+    from mssts.serving.server import TritonServer
+
+    if arguments.threads is not None and arguments.threads < 1:
+        raise MsstsError(f"--threads must be at least 1, not {arguments.threads}")
+    # Not every parent leaves SIGINT to us: a shell ignores it for its background jobs.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    if arguments.host != _LOOPBACK:
+        print(f"warning: anyone who reaches {arguments.host} can use this server", file=sys.stderr)
+    try:
+        with (
+            model_repository(arguments.model, arguments.threads) as repository,
+            TritonServer(
+                repository,
+                arguments.grpc_port,
+                arguments.http_port,
+                arguments.metrics_port,
+                arguments.host,
+                arguments.startup_timeout,
+            ) as server,
+        ):
+            print(f"{server.grpc_url} is ready (Triton {server.version}); Ctrl-C stops it")
+            print(f"http     {server.http_url}\nmetrics  {server.metrics_url}\nlog      {server.log_path}", flush=True)
+            server.wait()
+    except KeyboardInterrupt:
+        return 0

@@ -1,0 +1,209 @@
+"""Training clips: a few frames of a video with the boxes and masks of its objects, augmented alike in every frame.
+
+A clip is a pure function of (seed, epoch, index), so that a resumed training sees what an unbroken one would have.
+Letters: N instances, T frames, H and W of the clip's frames.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from mssts.data.youtube_vis import Track, Video, VideoDataset
+from mssts.errors import MsstsError
+
+
+@dataclass(frozen=True)
+class ClipTransform:
+    """How clips are augmented. The defaults are SeqFormer's sizes for YouTube-VIS.
+
+    `short_edges` are the sizes in pixels of which one is drawn for a clip's short edge, less where the long edge would
+    exceed `long_edge`. `crop`, `flip` and `reverse` (of time) are probabilities. A crop keeps at least `crop_fraction`
+    of each side. `jitter` is the strength of the change of colours, from 0 to 1.
+    """
+
+    short_edges: tuple[int, ...] = (288, 320, 352, 392, 416, 448, 480, 512)
+    long_edge: int = 768
+    crop: float = 0.5
+    crop_fraction: float = 0.6
+    flip: float = 0.5
+    reverse: float = 0.5
+    jitter: float = 0.4
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T frames and the N instances visible in at least one of them; N may be 0."""
+
+    video_id: int
+    frame_indices: tuple[int, ...]
+    frames_THWC: np.ndarray  # uint8, RGB
+    labels_N: np.ndarray  # int64, index into the data set's categories
+    boxes_NT4: np.ndarray  # float32: centre x, centre y, width, height as fractions of the clip's size; 0 where absent
+    masks_NTHW: np.ndarray  # bool
+    present_NT: np.ndarray  # bool, whether the mask has any pixel
+
+
+class ClipDataset:
+    """One clip for each video that has a track to learn from (crowds are none)."""
+
+    def __init__(
+        self, dataset: VideoDataset, transform: ClipTransform, clip_frames: int, seed: int, window: int = 20
+    ) -> None:
+        """`window` is how far the frames of a clip may lie from its centre frame (IFC, arXiv 2106.03299, uses 20).
+
+        Raises:
+            MsstsError: the data set has no annotated video.
+        """
+        self.dataset, self.transform = dataset, transform
+        self.clip_frames, self.seed, self.window = clip_frames, seed, window
+        self.videos = [video for video in dataset.videos if self._tracks(video)]
+        if not self.videos:
+            raise MsstsError(f"{dataset.source}: no video has an annotation; training needs an annotated split")
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def _tracks(self, video: Video) -> list[Track]:
+        return [track for track in self.dataset.tracks_of(video) if not track.iscrowd]
+
+    def sample(self, index: int, epoch: int) -> Clip:
+        """The clip of video `index` in `epoch`.
+
+        Raises:
+            MsstsError: an image is missing, broken or of another size than the file says.
+        """
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
+        video = self.videos[index]
+        indices = choose_frames(rng, video.length, self.clip_frames, self.window)
+        if rng.random() < self.transform.reverse:
+            indices = indices[::-1]
+        geometry = _Geometry.draw(rng, self.transform, video.height, video.width)
+        colours = _draw_colours(rng, self.transform.jitter)
+
+        unique, where = np.unique(indices, return_inverse=True)
+        frames_THWC = np.stack([geometry.frame(self.dataset.read_frame(video, int(t))) for t in unique])
+        # A colour matrix works on pixels, so all frames go through it as one tall picture.
+        shape = frames_THWC.shape
+        frames_THWC = cv2.transform(frames_THWC.reshape(-1, shape[2], 3), colours).reshape(shape)[where]
+
+        tracks = [track for track in self._tracks(video) if any(track.rles[t] is not None for t in unique)]
+        masks_NTHW = np.zeros((len(tracks), len(unique), *shape[1:3]), bool)
+        for n, track in enumerate(tracks):
+            for i, t in enumerate(unique):
+                if track.rles[t] is not None:
+                    masks_NTHW[n, i] = geometry.mask(self.dataset.mask(track, int(t)))
+        masks_NTHW = masks_NTHW[:, where]
+        boxes_NT4, present_NT = mask_boxes(masks_NTHW)
+        seen = present_NT.any(1)
+        labels_N = np.array([self.dataset.label_of[track.category_id] for track in tracks], np.int64)
+        return Clip(
+            video_id=video.id,
+            frame_indices=tuple(indices.tolist()),
+            frames_THWC=frames_THWC,
+            labels_N=labels_N[seen],
+            boxes_NT4=boxes_NT4[seen],
+            masks_NTHW=masks_NTHW[seen],
+            present_NT=present_NT[seen],
+        )
+
+
+def choose_frames(rng: np.random.Generator, length: int, clip_frames: int, window: int) -> np.ndarray:
+    """Frames of a clip, ascending: a random centre and others within `window` of it (more where that holds too few).
+
+    A video shorter than the clip gives all its frames, some of them repeatedly.
+    """
+    if length < clip_frames:
+        return np.sort(np.concatenate([np.arange(length), rng.integers(length, size=clip_frames - length)]))
+    centre = int(rng.integers(length))
+    low, high = max(0, centre - window), min(length, centre + window + 1)
+    if high - low < clip_frames:
+        low = max(0, min(low, length - clip_frames))
+        high = max(high, low + clip_frames)
+    others = np.setdiff1d(np.arange(low, high), [centre])
+    return np.sort(np.append(rng.choice(others, clip_frames - 1, replace=False), centre))
+
+
+def mask_boxes(masks_NTHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The extents of masks as fractions of their size.
+
+    Returns:
+        Boxes, float32 [N, T, 4], centre x, centre y, width, height, 0 where a mask is empty; and whether it is not,
+        bool [N, T].
+    """
+    height, width = masks_NTHW.shape[2:]
+    columns, rows = masks_NTHW.any(2), masks_NTHW.any(3)
+    present = columns.any(2)
+    x1, y1 = columns.argmax(2) / width, rows.argmax(2) / height
+    x2, y2 = 1 - columns[:, :, ::-1].argmax(2) / width, 1 - rows[:, :, ::-1].argmax(2) / height
+    boxes = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=-1)
+    return (boxes * present[:, :, None]).astype(np.float32), present
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """A crop, a new size and a flip, for the frames and the masks alike."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    height: int
+    width: int
+    flip: bool
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, transform: ClipTransform, height: int, width: int) -> _Geometry:
+        """Draws the geometry of a clip whose frames are height × width."""
+        crop_height, crop_width = height, width
+        if rng.random() < transform.crop:
+            crop_height, crop_width = (
+                math.ceil(side * rng.uniform(transform.crop_fraction, 1)) for side in (height, width)
+            )
+        top = int(rng.integers(height - crop_height + 1))
+        left = int(rng.integers(width - crop_width + 1))
+        short, long = sorted((crop_height, crop_width))
+        scale = min(int(rng.choice(transform.short_edges)) / short, transform.long_edge / long)
+        return cls(
+            top=top,
+            left=left,
+            bottom=top + crop_height,
+            right=left + crop_width,
+            height=max(1, round(crop_height * scale)),
+            width=max(1, round(crop_width * scale)),
+            flip=bool(rng.random() < transform.flip),
+        )
+
+    def frame(self, image: np.ndarray) -> np.ndarray:
+        """Applies it to a picture, of one channel or three."""
+        image = image[self.top : self.bottom, self.left : self.right]
+        if image.shape[:2] != (self.height, self.width):
+            shrinks = self.height < image.shape[0]
+            interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            image = cv2.resize(image, (self.width, self.height), interpolation=interpolation)
+        return image[:, ::-1] if self.flip else image
+
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """Applies it to a bool mask; a pixel is set if at least half of it is."""
+        if (self.bottom - self.top, self.right - self.left) == (self.height, self.width):
+            return self.frame(mask)
+        return self.frame(mask.view(np.uint8) * np.uint8(255)) >= 128
+
+
+def _draw_colours(rng: np.random.Generator, strength: float) -> np.ndarray:
+    """A random change of brightness, contrast, saturation and hue as one affine map of RGB, float64 [3, 4].
+
+    Saturation scales, and hue turns, the colour about the grey axis of equal R, G and B.
+    """
+    brightness = 255 * 0.3 * strength * rng.uniform(-1, 1)
+    contrast, saturation = 1 + strength * rng.uniform(-1, 1, 2)
+    turn = math.pi * 0.25 * strength * rng.uniform(-1, 1)
+    grey = np.full((3, 3), 1 / 3)
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    colour = saturation * (math.cos(turn) * (np.eye(3) - grey) + math.sin(turn) * across)
+    matrix = contrast * (grey + colour)
+    offset = brightness + 128 * (1 - contrast)
+    return np.hstack([matrix, np.full((3, 1), offset)])

@@ -1,0 +1,130 @@
+"""The official YouTube-VIS average precision, on pycocotools, offline.
+
+The matching and the precision-recall arithmetic are COCO's (`pycocotools.cocoeval`). What Yang, Fan and Xu (Video
+Instance Segmentation, ICCV 2019, arXiv 1905.04804) change is here: a track takes the place of a mask, the IoU of two
+tracks is taken over space and time, and the size ranges are split at 128² and 256² pixels. The figures are those of the
+authors' fork of the COCO API (github.com/youtubevos/cocoapi), its particularities included:
+
+- a crowd annotation is ignored, but its IoU is the plain one, not the share of the prediction inside it;
+- an annotation's size is the mean of its `areas` field, a prediction's that of its masks' areas, zeros left out;
+- an annotation whose id is 0 counts as never found;
+- predictions of categories that the ground truth does not list are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.cocoeval import COCOeval
+
+from mssts.evaluation.metrics import CategoryMetrics, Metrics
+from mssts.evaluation.tracks import GroundTruth, Track, read_ground_truth, read_predictions
+from mssts.files import read_json
+
+_LARGEST_AREA = 1e5**2  # COCO's stand-in for infinity
+_AREA_RANGES = [[0, _LARGEST_AREA], [0, 128**2], [128**2, 256**2], [256**2, _LARGEST_AREA]]
+
+
+def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | list[Any]) -> Metrics:
+    """Scores results against ground truth, each a path or the JSON value itself, which is not changed.
+
+    Args:
+        ground_truth: an `instances.json` in YouTube-VIS format.
+        results: a submission: a list of `video_id`, `category_id`, `score` and, a frame each, `segmentations`.
+
+    Raises:
+        MsstsError: a file or an entry is wrong; the message names it and the field.
+    """
+    truth = read_ground_truth(*_value_and_source(ground_truth, "ground truth"))
+    predictions, notes = read_predictions(*_value_and_source(results, "results"), truth)
+    evaluator = _TrackEvaluator(truth, predictions)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its steps on stdout
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+
+    # Of the twelve figures that COCO's summary ends with we report the first eight.
+    ap, ap50, ap75, ap_small, ap_medium, ap_large, ar1, ar10 = (float(figure) for figure in evaluator.stats[:8])
+    objects: defaultdict[int, int] = defaultdict(int)
+    for track in truth.tracks:
+        objects[track.category_id] += not track.is_crowd
+    precision_TRKAM = evaluator.eval["precision"]  # T thresholds, R recalls, K categories, A sizes, M prediction limits
+    per_category = []
+    for k, category_id in enumerate(sorted(truth.categories)):
+        precision_TR = precision_TRKAM[:, :, k, 0, -1]
+        name = truth.categories[category_id]
+        figures = (_defined_mean(precision_TR), _defined_mean(precision_TR[0]))
+        per_category.append(CategoryMetrics(category_id, name, *figures, objects[category_id]))
+    return Metrics(
+        ap=ap, ap50=ap50, ap75=ap75, ap_small=ap_small, ap_medium=ap_medium, ap_large=ap_large, ar1=ar1, ar10=ar10,
+        per_category=tuple(per_category), videos=len(truth.videos), objects=sum(objects.values()),
+        predictions=len(predictions), notes=truth.notes + notes,
+    )  # fmt: skip
+
+
+def _value_and_source(value: Any, name: str) -> tuple[Any, str]:
+    return (read_json(value), str(value)) if isinstance(value, (Path, str)) else (value, name)
+
+
+def _defined_mean(values: np.ndarray) -> float:
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+class _TrackEvaluator(COCOeval):
+    """COCO's evaluator with tracks for masks and videos for images."""
+
+    def __init__(self, truth: GroundTruth, predictions: Sequence[Track]) -> None:
+        super().__init__(iouType="segm")
+        self.params.imgIds = sorted(truth.videos)
+        self.params.catIds = sorted(truth.categories)
+        self.params.areaRng = _AREA_RANGES
+        self._truth = truth
+        self._predictions = predictions
+
+    def _prepare(self) -> None:
+        self._gts = _grouped(self._truth.tracks)
+        self._dts = _grouped(self._predictions)
+
+    def computeIoU(self, imgId: int, catId: int) -> np.ndarray | list[Any]:
+        limit = self.params.maxDets[-1]
+        # The order in which `evaluateImg` goes through the predictions.
+        predicted = sorted(self._dts[imgId, catId], key=lambda entry: -entry["score"])[:limit]
+        annotated = self._gts[imgId, catId]
+        if not predicted or not annotated:
+            return []
+        return track_iou([entry["track"] for entry in predicted], [entry["track"] for entry in annotated])
+
+
+def _grouped(tracks: Sequence[Track]) -> defaultdict[tuple[int, int], list[dict[str, Any]]]:
+    """The entries COCOeval works on, by video and category."""
+    groups = defaultdict(list)
+    for track in tracks:
+        entry = {"id": track.id, "area": track.area, "score": track.score, "iscrowd": track.is_crowd}
+        groups[track.video_id, track.category_id].append({**entry, "ignore": track.is_crowd, "track": track})
+    return groups
+
+
+def track_iou(predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndarray:
+    """Spatio-temporal IoU [P, A] of tracks of one video: pixels in both over pixels in either, of all frames together.
+
+    Two tracks without a pixel have IoU 0.
+    """
+    predicted_PT = np.stack([track.pixels_T for track in predicted])
+    annotated_AT = np.stack([track.pixels_T for track in annotated])
+    intersection_PA = np.zeros((len(predicted), len(annotated)), np.int64)
+    for t in np.flatnonzero(predicted_PT.any(axis=0) & annotated_AT.any(axis=0)):
+        rows, columns = np.flatnonzero(predicted_PT[:, t]), np.flatnonzero(annotated_AT[:, t])
+        masks = [predicted[i].rles[t] for i in rows], [annotated[j].rles[t] for j in columns]
+        # For crowds, pycocotools divides the intersection by the prediction's area: times that, it is a whole number.
+        share = coco_mask.iou(*masks, [True] * len(columns))
+        intersection_PA[np.ix_(rows, columns)] += np.rint(share * predicted_PT[rows, t, None]).astype(np.int64)
+    union_PA = predicted_PT.sum(axis=1)[:, None] + annotated_AT.sum(axis=1)[None] - intersection_PA
+    return intersection_PA / np.maximum(union_PA, 1)

@@ -1,0 +1,35 @@
+"""Writes results in the format of a YouTube-VIS submission, which `mssts evaluate` and the benchmark's server read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mssts.files import write_text
+from mssts.manifest import Category
+from mssts.tracking import Track
+
+
+def submission_entries(
+    video_id: int, size: tuple[int, int], tracks: Iterable[Track], categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """The entries of one video: one a track, its masks as COCO run lengths of `size` (height, width) or null."""
+    return [
+        {
+            "video_id": video_id,
+            "category_id": categories[track.label].id,
+            "score": track.score,
+            "segmentations": [
+                None if rle is None else {"size": list(size), "counts": rle.decode("ascii")} for rle in track.rles
+            ],
+        }
+        for track in tracks
+    ]
+
+
+def write_submission(path: Path | str, entries: Sequence[dict[str, Any]]) -> None:
+    """Writes the entries of all videos to a JSON file, atomically, one entry a line."""
+    lines = ",\n".join(json.dumps(entry, allow_nan=False, separators=(",", ":")) for entry in entries)
+    write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")

@@ -1,0 +1,71 @@
+"""What the three models of `triton_repo/` share. Runs inside Triton's Python backend."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mssts.errors import MsstsError
+from mssts.manifest import Manifest
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def check_numpy() -> None:
+    """Refuses a numpy with which the Python backend of Triton 2.51 silently answers with empty tensors.
+
+    Raises:
+        MsstsError: numpy 2 or newer.
+    """
+    if int(np.__version__.partition(".")[0]) >= 2:
+        raise MsstsError(
+            f"numpy {np.__version__} is installed, but Triton's Python backend needs numpy < 2: install 'numpy<2' "
+            "under Python 3.10 to 3.12"
+        )
+
+
+def model_parameters(arguments: Mapping[str, str]) -> dict[str, str]:
+    """The string parameters of the model's configuration, from the arguments of `initialize`."""
+    config = json.loads(arguments["model_config"])
+    return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+
+
+def manifest_of(parameters: Mapping[str, str]) -> Manifest:
+    """The engine's manifest, which `mssts serve` puts into the model's configuration.
+
+    Raises:
+        MsstsError: it is not there, as in `triton_repo/` itself.
+    """
+    if "manifest" not in parameters:
+        raise MsstsError("the model has no parameter `manifest`; serve an engine with `mssts serve --model`")
+    return Manifest.from_json(json.loads(parameters["manifest"]), "the parameter `manifest`")
+
+
+def answer(requests: Iterable[Any], model: Callable[[Tensors], Tensors]) -> list[Any]:
+    """One response a request: what `model` makes of its tensors, or the error of that request alone.
+
+    A `MsstsError` is the client's to read; anything else is our defect, whose traceback goes to the server's log.
+    """
+    import triton_python_backend_utils as pb_utils  # exists only inside the backend
+
+    responses = []
+    for request in requests:
+        try:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            outputs = [pb_utils.Tensor(name, array) for name, array in model(inputs).items()]
+            responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
+        except MsstsError as error:
+            responses.append(_refusal(pb_utils, str(error), pb_utils.TritonError.INVALID_ARG))
+        except Exception as error:
+            pb_utils.Logger.log_error(traceback.format_exc())
+            message = f"internal error ({type(error).__name__}: {error}); the server's log has the details"
+            responses.append(_refusal(pb_utils, message, pb_utils.TritonError.INTERNAL))
+    return responses
+
+
+def _refusal(pb_utils: Any, message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(" ".join(message.split()), code))

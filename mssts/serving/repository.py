@@ -1,0 +1,76 @@
+"""The model repository that `tritonserver` is started on: `triton_repo/` with one engine in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mssts
+from mssts import contract
+from mssts.errors import MsstsError
+from mssts.manifest import FILE_NAME, Manifest
+from mssts.runners import model_path
+from mssts.serving.installation import make_temporary_folder
+from mssts.serving.model_config import STAGES, config_pbtxt
+
+_SOURCE = Path(mssts.__file__).resolve().parent.parent / "triton_repo"
+
+
+def _find_engine(model: Path) -> tuple[Path, Manifest]:
+    if not model.exists():
+        raise MsstsError(
+            f"{model}: no such file or folder; expected an engine, as `mssts export CKPT --out DIR` writes"
+        )
+    manifest = Manifest.read(model)
+    path = model_path(model).resolve()
+    if not path.is_file():
+        raise MsstsError(f"{path}: missing, though {FILE_NAME} beside it names it; export the model again")
+    return path, manifest
+
+
+def write_model_repository(destination: Path, model: Path | str, threads: int | None = None) -> None:
+    """Fills the empty or absent folder `destination`: `triton_repo/`, the engine (as a link) and its manifest.
+
+    The manifest travels in the models' configurations, the ensemble's included, so that a client asks the server how
+    the engine wants to be used.
+
+    Args:
+        destination: the folder.
+        model: an engine's file with a manifest beside it, or the folder of both.
+        threads: cores the engine uses; all the server may use if None.
+
+    Raises:
+        MsstsError: the engine or its manifest is missing or broken.
+    """
+    path, manifest = _find_engine(Path(model))
+    if not _SOURCE.is_dir():
+        raise MsstsError(f"{_SOURCE}: missing; install the project from its checkout with `pip install -e .`")
+    parameters = {"manifest": json.dumps(manifest.to_json(), separators=(",", ":"))}
+    engine_parameters = parameters if threads is None else {**parameters, "threads": str(threads)}
+    for name in STAGES:
+        (destination / name / "1").mkdir(parents=True)
+        shutil.copyfile(_SOURCE / name / "1" / "model.py", destination / name / "1" / "model.py")
+    # An ensemble has nothing in its version folder, but Triton wants one, and git keeps no empty folder.
+    (destination / contract.ENSEMBLE / "1").mkdir(parents=True)
+    (destination / "engine" / "1" / manifest.artefact).symlink_to(path)
+    for name, of_model in (
+        ("preprocess", parameters),
+        ("engine", engine_parameters),
+        ("postprocess", {}),
+        (contract.ENSEMBLE, parameters),
+    ):
+        (destination / name / "config.pbtxt").write_text(config_pbtxt(name, of_model), encoding="utf-8")
+
+
+@contextmanager
+def model_repository(model: Path | str, threads: int | None = None) -> Iterator[Path]:
+    """A model repository in a temporary folder, for as long as the block runs; see `write_model_repository`."""
+    folder = make_temporary_folder("mssts-models-")
+    try:
+        write_model_repository(folder, model, threads)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

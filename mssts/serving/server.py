@@ -1,0 +1,261 @@
+"""A `tritonserver` process, its ports, its log, and its certain end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+from mssts.errors import MsstsError
+from mssts.serving.installation import find_tritonserver, is_one_word, link_runtime, make_temporary_folder
+from mssts.serving.log import failure_reason
+
+LOOPBACK = "127.0.0.1"
+_STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.05
+
+# Runs `tritonserver` in the place of this interpreter, after asking the kernel to end it when its parent dies, however
+# that happens. In a program of its own because subprocess's preexec_fn is unsafe beside gRPC's threads.
+_EXEC = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+# These let a client read or write outside its own request: memory, files, settings. Nobody is told the key.
+_CLOSED = "shared-memory,model-repository,trace,logging"
+
+
+class TritonServer:
+    """The real `tritonserver` on a model repository, from `__enter__`, which returns once it is ready, to `__exit__`.
+
+    Whatever ends the block ends the server, the processes of its models and their shared memory: an exception, Ctrl-C,
+    and SIGTERM and SIGHUP where the program has no handler of its own. If this process dies without a chance to clean
+    up, the kernel stops the server. (It does so when the *thread* that entered ends; let it outlive the block.)
+
+    Attributes:
+        grpc_url: `grpc://host:port`.
+        http_url: `http://host:port`.
+        metrics_url: where Prometheus reads.
+        version: the server's own, as 2.51.0.
+        log_path: what the server writes; removed with the server.
+    """
+
+    def __init__(
+        self,
+        model_repository: Path | str,
+        grpc_port: int | None = None,
+        http_port: int | None = None,
+        metrics_port: int | None = None,
+        host: str = LOOPBACK,
+        startup_timeout: float = 120.0,
+    ) -> None:
+        """Ports that are None are chosen among the free ones; `startup_timeout` is in seconds."""
+        self._model_repository = Path(model_repository)
+        self._asked_ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
+        self._host = host
+        self._startup_timeout = startup_timeout
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._handled_signals: list[signal.Signals] = []
+        self._id = f"mssts_{os.getpid()}_{secrets.token_hex(4)}"
+        self.version = ""
+
+    def __enter__(self) -> TritonServer:
+        """Starts the server and waits until every model is ready.
+
+        Raises:
+            MsstsError: no server is installed, a port is in use, or the server did not become ready; then the message
+                holds the end of its log.
+        """
+        if not is_one_word(self._model_repository):
+            raise MsstsError(
+                f"{self._model_repository}: Triton takes no model repository with such a name; use letters"
+            )
+        installation = find_tritonserver()
+        ports = _free_ports(self._host, self._asked_ports)
+        self.grpc_url = f"grpc://{self._host}:{ports['gRPC']}"
+        self.http_url = f"http://{self._host}:{ports['HTTP']}"
+        self.metrics_url = f"http://{self._host}:{ports['metrics']}/metrics"
+        try:
+            self._handle_signals()
+            self._folder = make_temporary_folder("mssts-server-")
+            self.log_path = self._folder / "tritonserver.log"
+            environment = link_runtime(installation, self._folder)
+            command = [str(installation.server), *self._flags(ports)]
+            with open(self.log_path, "wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _EXEC, str(os.getpid()), *command],
+                    env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C in a terminal is for us; and the group ends as one
+                )  # fmt: skip
+            self._wait_until_ready()
+        except BaseException:
+            self.stop(grace_seconds=0)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait(self) -> NoReturn:
+        """Waits for an exception, such as Ctrl-C.
+
+        Raises:
+            MsstsError: the server ended by itself.
+        """
+        assert self._process is not None
+        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        raise MsstsError(f"tritonserver ended by itself ({_told(ended)}); its log says: {self._reason()}")
+
+    def stop(self, grace_seconds: float = _STOP_SECONDS) -> None:
+        """Ends the server and all it started: asks, waits `grace_seconds` for requests in flight, then kills."""
+        try:
+            if self._process is not None and grace_seconds:
+                os.kill(self._process.pid, signal.SIGTERM)  # Popen's own methods would reap it
+                _wait_without_reaping(self._process.pid, grace_seconds)
+        finally:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        if self._process is not None:
+            # The processes of the models outlive the server for a moment. Until it is reaped, its id names their group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+        for segment in Path("/dev/shm").glob(f"{self._id}*"):
+            segment.unlink(missing_ok=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        for number in self._handled_signals:
+            signal.signal(number, signal.SIG_DFL)
+        self._handled_signals.clear()
+
+    def _handle_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets no other thread do it
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _exit_on_signal)
+                self._handled_signals.append(number)
+
+    def _flags(self, ports: dict[str, int]) -> list[str]:
+        assert self._folder is not None
+        closed = f"{_CLOSED}:mssts={secrets.token_hex(16)}"
+        return [
+            f"--id={self._id}",
+            f"--model-repository={self._model_repository}",
+            f"--backend-directory={self._folder / 'backends'}",
+            "--model-control-mode=none",
+            "--strict-readiness=true",
+            "--exit-on-error=true",
+            # Our configurations are complete; to complete them Triton would start every model twice.
+            "--disable-auto-complete-config",
+            "--exit-timeout-secs=10",
+            f"--grpc-address={self._host}",
+            f"--grpc-port={ports['gRPC']}",
+            f"--http-address={self._host}",
+            f"--http-port={ports['HTTP']}",
+            f"--metrics-address={self._host}",
+            f"--metrics-port={ports['metrics']}",
+            f"--grpc-restricted-protocol={closed}",
+            f"--http-restricted-api={closed}",
+            # A prefix of our own tells which segments to remove if the server cannot.
+            f"--backend-config=python,shm-region-prefix-name={self._id}_",
+        ]
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + self._startup_timeout
+        while not self._is_ready():
+            ended = _wait_without_reaping(self._process.pid, _POLL_SECONDS)
+            if ended is not None:
+                raise MsstsError(f"tritonserver failed to start ({_told(ended)}); its log says: {self._reason()}")
+            if time.monotonic() > deadline:
+                raise MsstsError(
+                    f"tritonserver was not ready after {self._startup_timeout:g} s; its log says: {self._reason()}"
+                )
+
+    def _is_ready(self) -> bool:
+        if _get(f"{self.http_url}/v2/health/ready") is None:
+            return False
+        # Another program may have taken the port since it was found free; then this is not our server.
+        server: dict[str, Any] = json.loads(_get(f"{self.http_url}/v2") or b"{}")
+        self.version = server.get("version", "")
+        return server.get("name") == self._id
+
+    def _reason(self) -> str:
+        return failure_reason(self.log_path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _free_ports(host: str, asked: dict[str, int | None]) -> dict[str, int]:
+    """A free port for each name; those given are checked.
+
+    Raises:
+        MsstsError: a given port is in use or may not be used, or the host has no such address.
+    """
+    ports = {}
+    with contextlib.ExitStack() as held:  # all at once, so that they differ
+        for name, port in asked.items():
+            if port is not None and not 1 <= port <= 65535:
+                raise MsstsError(f"the {name} port must lie between 1 and 65535, not be {port}")
+            try:
+                listener = held.enter_context(socket.create_server((host, port or 0)))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise MsstsError(f"the {name} port {port} of {host} is in use; give another, or none") from None
+                where = host if port is None else f"the {name} port {port} of {host}"
+                raise MsstsError(f"cannot listen on {where}: {error.strerror}") from None
+            ports[name] = listener.getsockname()[1]
+    return ports
+
+
+def _wait_without_reaping(pid: int, seconds: float) -> os.waitid_result | None:
+    """How a child ended, or None if it still runs after `seconds`.
+
+    The child stays a zombie, so that its process id cannot come to name another.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None or time.monotonic() >= deadline:
+            return ended
+        time.sleep(_POLL_SECONDS)
+
+
+def _told(ended: os.waitid_result) -> str:
+    kind = "exit code" if ended.si_code == os.CLD_EXITED else "signal"
+    return f"{kind} {ended.si_status}"
+
+
+def _get(url: str) -> bytes | None:
+    """The body of a successful answer, or None."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is here, not behind a proxy
+    try:
+        with opener.open(url, timeout=5) as answer:
+            return answer.read()
+    except OSError:
+        return None

@@ -1,0 +1,179 @@
+"""The two ops against definitions written independently, in float64, and their ONNX function bodies against the ops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from export.functions import DOMAIN_VERSION, OPSET, function_bodies
+from mssts.ops import ms_deform_attn, split_temporal_attn
+from mssts.ops.exporting import DOMAIN, PLUGIN_ATTRIBUTES
+
+
+def deformable_inputs(shapes, N=2, Q=7, M=3, D=5, P=4, R=2, spread=3.0, dtype=torch.float64, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+
+    def rand(*size):
+        return torch.randn(*size, generator=gen, dtype=torch.float64)
+
+    S, L = sum(h * w for h, w in shapes), len(shapes)
+    reference = torch.rand(N, Q, L, R, generator=gen, dtype=torch.float64)
+    value, offsets, logits = rand(N, S, M, D), rand(N, Q, M, L, P, 2) * spread, rand(N, Q, M, L, P)
+    shapes_L2 = torch.tensor(shapes, dtype=torch.int64)
+    return value.to(dtype), shapes_L2, reference.to(dtype), offsets.to(dtype), logits.to(dtype), list(shapes)
+
+
+def deformable_by_loops(value, shapes_L2, reference, offsets, logits, shapes):
+    """Equation 3 of arXiv 2010.04159, one number at a time."""
+    value, reference, offsets, logits = (x.double().numpy() for x in (value, reference, offsets, logits))
+    N, _, M, D = value.shape
+    _, Q, _, L, P, _ = offsets.shape
+    out = np.zeros((N, Q, M, D))
+    for n, q, m in itertools.product(range(N), range(Q), range(M)):
+        weights = np.exp(logits[n, q, m] - logits[n, q, m].max())
+        weights /= weights.sum()
+        start = 0
+        for level, (h, w) in enumerate(shapes):
+            ref = reference[n, q, level]
+            for p in range(P):
+                dx, dy = offsets[n, q, m, level, p]
+                if len(ref) == 2:
+                    x, y = ref[0] + dx / w, ref[1] + dy / h
+                else:
+                    x, y = ref[0] + dx / P * ref[2] / 2, ref[1] + dy / P * ref[3] / 2
+                x, y = x * w - 0.5, y * h - 0.5
+                for i, j in itertools.product((math.floor(y), math.floor(y) + 1), (math.floor(x), math.floor(x) + 1)):
+                    if 0 <= i < h and 0 <= j < w:
+                        share = (1 - abs(y - i)) * (1 - abs(x - j)) * weights[level, p]
+                        out[n, q, m] += share * value[n, start + i * w + j, m]
+            start += h * w
+    return out.reshape(N, Q, M * D)
+
+
+SHAPES = {
+    "one level": ((4, 5),),
+    "four levels": ((9, 12), (5, 6), (3, 3), (2, 2)),
+    "single pixels": ((1, 1), (1, 3)),
+}
+
+
+@pytest.mark.parametrize("R", [2, 4])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("spread", [0.3, 3.0, 50.0], ids=["near", "far", "mostly outside"])
+def test_deformable_attention_is_the_papers_equation(shapes, R, spread):
+    inputs = deformable_inputs(shapes, R=R, spread=spread)
+    np.testing.assert_allclose(ms_deform_attn(*inputs).numpy(), deformable_by_loops(*inputs), rtol=0, atol=1e-13)
+
+
+def test_a_point_on_a_pixel_centre_returns_that_pixel():
+    shapes = ((3, 4),)
+    value = torch.arange(12, dtype=torch.float64).view(1, 12, 1, 1)
+    reference = torch.tensor([[(2 + 0.5) / 4, (1 + 0.5) / 3]], dtype=torch.float64).view(1, 1, 1, 2)
+    zeros = torch.zeros(1, 1, 1, 1, 2, 2, dtype=torch.float64)
+    out = ms_deform_attn(value, torch.tensor(shapes), reference, zeros, zeros[..., 0], list(shapes))
+    assert out.item() == pytest.approx(1 * 4 + 2, abs=1e-14)
+
+
+@pytest.mark.parametrize("R", [2, 4])
+def test_deformable_attention_has_right_gradients(R):
+    value, shapes_L2, reference, offsets, logits, shapes = deformable_inputs(((4, 5), (2, 3)), 1, 3, 2, 2, 2, R, 1.0)
+    leaves = [x.requires_grad_() for x in (value, offsets, logits)]
+    torch.autograd.gradcheck(lambda v, o, a: ms_deform_attn(v, shapes_L2, reference, o, a, shapes), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_storage_costs_only_the_rounding_of_the_storage(dtype):
+    shapes = SHAPES["four levels"]
+    value, shapes_L2, reference, offsets, logits, _ = deformable_inputs(shapes, dtype=torch.float32)
+    stored = [x.to(dtype) for x in (value, offsets, logits)]
+    out = ms_deform_attn(stored[0], shapes_L2, reference, stored[1], stored[2], list(shapes))
+    exact = ms_deform_attn(
+        stored[0].double(), shapes_L2, reference.double(), stored[1].double(), stored[2].double(), list(shapes)
+    )
+    assert out.dtype == dtype
+    # Half a unit in the last place of the largest output, and fp32 arithmetic far below it.
+    assert (out.double() - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("U", [5, 10])
+def test_temporal_attention_is_attention_at_each_location(U):
+    gen = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, t, 6, 8, generator=gen, dtype=torch.float64) for t in (5, U, U))
+    out = split_temporal_attn(q, k, v, heads=2)
+    for b, s, m in itertools.product(range(2), range(6), range(2)):
+        cut = slice(4 * m, 4 * m + 4)
+        weights = (q[b, :, s, cut] @ k[b, :, s, cut].T / math.sqrt(4)).softmax(-1)
+        torch.testing.assert_close(out[b, :, s, cut], weights @ v[b, :, s, cut], rtol=0, atol=1e-13)
+
+
+def test_temporal_attention_has_right_gradients():
+    gen = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(1, t, 2, 4, generator=gen, dtype=torch.float64, requires_grad=True) for t in (3, 6, 6)]
+    torch.autograd.gradcheck(lambda q, k, v: split_temporal_attn(q, k, v, heads=2), leaves)
+
+
+def run_function(op_type, inputs, attributes, out_dtype):
+    """Runs one node with its function body in ONNX Runtime, all sizes free."""
+    names = list(inputs)
+    infos = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), [None] * x.ndim)
+        for name, x in inputs.items()
+    ]
+    node = helper.make_node(op_type, names, ["out"], domain=DOMAIN, **attributes, **PLUGIN_ATTRIBUTES)
+    rank = 3 if op_type == "MSDeformAttn" else 4
+    out = helper.make_tensor_value_info("out", out_dtype, [None] * rank)
+    graph = helper.make_graph([node], "test", infos, [out])
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
+    model = helper.make_model(graph, functions=function_bodies(), opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(None, inputs)[0]
+
+
+@pytest.mark.parametrize("R", [2, 4])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("spread", [3.0, 1e6], ids=["far", "absurdly far"])
+def test_the_body_of_deformable_attention_computes_the_op(shapes, R, spread):
+    inputs = deformable_inputs(shapes, R=R, spread=spread, dtype=torch.float32)
+    exact = ms_deform_attn(*[x.double() if i not in (1, 5) else x for i, x in enumerate(inputs)]).numpy()
+    names = ("value", "shapes", "reference", "offsets", "logits")
+    found = run_function(
+        "MSDeformAttn", {n: x.numpy() for n, x in zip(names, inputs, strict=False)}, {}, TensorProto.FLOAT
+    )
+    # A location is at most some 12 pixels from the origin, or outside: its rounding moves a sample by eps·12 of the
+    # difference of neighbours, which are of order 1, in each of 2 coordinates; 16 samples are averaged.
+    assert np.abs(found - exact).max() <= 64 * np.finfo(np.float32).eps
+
+
+def test_the_body_of_deformable_attention_takes_half_precision_storage():
+    shapes = SHAPES["four levels"]
+    value, shapes_L2, reference, offsets, logits, _ = deformable_inputs(shapes, dtype=torch.float32)
+    value, offsets, logits = value.half(), offsets.half(), logits.half()
+    feeds = {"value": value, "shapes": shapes_L2, "reference": reference, "offsets": offsets, "logits": logits}
+    found = run_function("MSDeformAttn", {n: x.numpy() for n, x in feeds.items()}, {}, TensorProto.FLOAT16)
+    exact = ms_deform_attn(
+        value.double(), shapes_L2, reference.double(), offsets.double(), logits.double(), list(shapes)
+    )
+    assert np.abs(found - exact.numpy()).max() <= np.finfo(np.float16).eps * exact.abs().max()
+
+
+def test_bodies_avoid_what_tensorrt_computes_wrongly():
+    used = {node.op_type for function in function_bodies() for node in function.node}
+    assert not used & {"GridSample", "If", "Loop", "Scan"}
+
+
+@pytest.mark.parametrize("U", [3, 6])
+def test_the_body_of_temporal_attention_computes_the_op(U):
+    gen = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, t, 5, 12, generator=gen) for t in (3, U, U))
+    exact = split_temporal_attn(q.double(), k.double(), v.double(), heads=3).numpy()
+    feeds = {"query": q.numpy(), "key": k.numpy(), "value": v.numpy()}
+    found = run_function("SplitTemporalAttn", feeds, {"heads": 3}, TensorProto.FLOAT)
+    assert np.abs(found - exact).max() <= 32 * np.finfo(np.float32).eps
