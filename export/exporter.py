@@ -36,7 +36,9 @@ def export_checkpoint(
     kept = preset.top_k if top_k is None else top_k
     candidates = preset.model.queries * preset.model.classes
     if not 1 <= kept <= candidates:
-        raise MsstsError(f"--top-k is {kept}; expected 1 to {candidates}, the queries times the classes of {preset.name}")
+        raise MsstsError(
+            f"--top-k is {kept}; expected 1 to {candidates}, the queries times the classes of {preset.name}"
+        )
     engine = Engine(loaded.build(), kept)
     metadata = {
         "version": mssts.__version__,

@@ -15,7 +15,8 @@ from mssts.ops.exporting import DOMAIN
 OPSET = 18
 DOMAIN_VERSION = 1
 
-# value [N,S,M,D], shapes [L,2] int64 (h,w), reference [N,Q,L,2|4], offsets [N,Q,M,L,P,2], logits [N,Q,M,L,P] → [N,Q,M·D]
+# value [N,S,M,D], shapes [L,2] int64 (h, w), reference [N,Q,L,2 or 4], offsets [N,Q,M,L,P,2], logits [N,Q,M,L,P]
+# → [N,Q,M·D]
 _MS_DEFORM_ATTN = """
 MSDeformAttn <plugin_version, plugin_namespace> (value, shapes, reference, offsets, logits) => (out) {
   zero = Constant <value_ints = [0]> ()
@@ -44,7 +45,6 @@ MSDeformAttn <plugin_version, plugin_namespace> (value, shapes, reference, offse
   P_f = Cast <to = 1> (P)
   two_P = Mul (P_f, two_f)
   default_L2 = Div (two_P, wh_f_L2)
-  zeros_NQL2_source = Constant <value_ints = [2]> ()
   xy_starts = Constant <value_ints = [0]> ()
   two = Constant <value_ints = [2]> ()
   four = Constant <value_ints = [4]> ()
@@ -62,7 +62,6 @@ MSDeformAttn <plugin_version, plugin_namespace> (value, shapes, reference, offse
   scaled = Mul (location, wh_L12)
   pixel = Sub (scaled, half)
 
-  last = Constant <value_ints = [-1]> ()
   index_x = Constant <value_int = 0> ()
   index_y = Constant <value_int = 1> ()
   px = Gather <axis = -1> (pixel, index_x)

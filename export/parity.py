@@ -85,7 +85,9 @@ class ParityReport:
         """
         failures = self.failures()
         if failures:
-            raise CheckFailed(f"{artefact} does not compute what PyTorch computes; nothing was written: " + "; ".join(failures))
+            raise CheckFailed(
+                f"{artefact} does not compute what PyTorch computes; nothing was written: " + "; ".join(failures)
+            )
 
     def to_json(self) -> dict[str, object]:
         """The report for the manifest."""

@@ -26,8 +26,10 @@ class StageTime:
     """What a server has spent in one model since it started; the difference of two is what it spent in between.
 
     Times are in nanoseconds, summed over `count` requests. `total_ns` is from a request's arrival to its response;
-    `queue_ns` and `compute_ns` are parts of it. The ensemble's compute is the sum of its models'; its total holds their
-    queues and the copies between them too. A request that `preprocess` refused is counted there, but not in the others.
+    `queue_ns` and `compute_ns` are parts of it. The ensemble's compute is the sum of its models'. A model starts while
+    the one before still tidies up, so that sum may exceed the ensemble's total a little, and likewise its total what
+    the client saw. A request is counted a moment after its response; one that `preprocess` refused is counted there,
+    but not in the others.
     """
 
     count: int

@@ -44,20 +44,30 @@ class TensorSpec:
 # --- the engine: model.onnx, a TensorRT plan, a PyTorch module ----------------------------------------------------
 
 FRAMES = TensorSpec("frames", "uint8", ("B", "T", "H", "W", 3), "RGB frames; normalisation is inside the engine")
-SIZES = TensorSpec("sizes", "int32", ("B", 2), "valid height and width of each clip; the rest, below and right, is padding")
+SIZES = TensorSpec(
+    "sizes", "int32", ("B", 2), "valid height and width of each clip; the rest, below and right, is padding"
+)
 ENGINE_INPUTS = (FRAMES, SIZES)
 
 SCORES = TensorSpec("scores", "float32", ("B", "K"), "class probability, highest first")
 LABELS = TensorSpec("labels", "int32", ("B", "K"), "index into the manifest's classes")
-BOXES = TensorSpec("boxes", "float32", ("B", "K", "T", 4), "centre x, centre y, width, height, as fractions of the valid size")
-MASK_LOGITS = TensorSpec("mask_logits", "float32", ("B", "K", "T", "h", "w"), "positive inside; pixel i is centred at 4i+2")
+BOXES = TensorSpec(
+    "boxes", "float32", ("B", "K", "T", 4), "centre x, centre y, width, height, as fractions of the valid size"
+)
+MASK_LOGITS = TensorSpec(
+    "mask_logits", "float32", ("B", "K", "T", "h", "w"), "positive inside; pixel i is centred at 4i+2"
+)
 ENGINE_OUTPUTS = (SCORES, LABELS, BOXES, MASK_LOGITS)
 
 # --- the ensemble `mssts_vis`: what a client sends and gets --------------------------------------------------------
 
-FRAMES_JPEG = TensorSpec("frames_jpeg", "bytes", ("T",), "one encoded JPEG (or PNG) a frame, all of one size", optional=True)
+FRAMES_JPEG = TensorSpec(
+    "frames_jpeg", "bytes", ("T",), "one encoded JPEG (or PNG) a frame, all of one size", optional=True
+)
 FRAMES_RAW = TensorSpec("frames_raw", "uint8", ("T", "H", "W", 3), "RGB frames", optional=True)
-SCORE_THRESHOLD = TensorSpec("score_threshold", "float32", (1,), "instances below it are not returned; 0 if absent", optional=True)
+SCORE_THRESHOLD = TensorSpec(
+    "score_threshold", "float32", (1,), "instances below it are not returned; 0 if absent", optional=True
+)
 REQUEST_INPUTS = (FRAMES_JPEG, FRAMES_RAW, SCORE_THRESHOLD)
 
 ORIGINAL_SIZE = TensorSpec("original_size", "int32", (2,), "height and width of the frames as they were sent")
@@ -65,7 +75,9 @@ ORIGINAL_SIZE = TensorSpec("original_size", "int32", (2,), "height and width of 
 RESULT_SCORES = TensorSpec("scores", "float32", ("N",), "class probability, highest first")
 RESULT_LABELS = TensorSpec("labels", "int32", ("N",), "index into the manifest's classes")
 RESULT_BOXES = TensorSpec("boxes", "float32", ("N", "T", 4), "x1, y1, x2, y2 in pixels of the sent frames")
-RESULT_RLES = TensorSpec("mask_rles", "bytes", ("N", "T"), "COCO compressed run lengths of the sent size; empty where no mask")
+RESULT_RLES = TensorSpec(
+    "mask_rles", "bytes", ("N", "T"), "COCO compressed run lengths of the sent size; empty where no mask"
+)
 RESULT_SIZE = TensorSpec("mask_size", "int32", (2,), "height and width of the masks: those of the sent frames")
 RESULT_OUTPUTS = (RESULT_SCORES, RESULT_LABELS, RESULT_BOXES, RESULT_RLES, RESULT_SIZE)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from mssts import contract
 from mssts.client import TritonSegmenter
 from mssts.errors import MsstsError
 from mssts.files import write_json
@@ -41,14 +42,14 @@ class PredictOptions:
     Attributes:
         score_threshold: tracks whose score is below are not drawn; the results hold them all the same.
         max_videos: of a data set, the first so many; all if None.
-        overlay: whether to write pictures.
+        pictures: of how many videos, the first ones, pictures are written; of all if None.
         transfer: what the segmenter is sent. `auto`: the file's own bytes where frames are JPEG or PNG files, else raw
             pixels; `jpeg`: as `auto`, but raw pixels are encoded first (fewer bytes, slightly other pixels); `raw`.
     """
 
     score_threshold: float = 0.3
     max_videos: int | None = None
-    overlay: bool = True
+    pictures: int | None = None
     transfer: Literal["auto", "jpeg", "raw"] = "auto"
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ class PredictOptions:
             raise MsstsError(f"the score threshold must be from 0 to 1, not {self.score_threshold}")
         if self.max_videos is not None and self.max_videos < 1:
             raise MsstsError(f"the number of videos must be at least 1, not {self.max_videos}")
+        if self.pictures is not None and self.pictures < 0:
+            raise MsstsError(f"the number of videos with pictures must be at least 0, not {self.pictures}")
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,9 @@ class PredictReport:
         clips: the windows they were cut into, which is how often the engine ran.
         seconds: from the first frame read to the last track linked, without the drawing of pictures.
         stage_seconds: where they went: `read` (and encoding for transfer, if asked for), `decode`, `engine`,
-            `postprocess`, `transfer` (the rest of a request: network, queues, copies), `link`; and `render`, which
-            comes on top. A server's stages count what it did for others meanwhile.
+            `postprocess`, `overhead` (of a server: queues, and copies from model to model), `transfer` (what a request
+            took beyond its time in the server: network and serialisation), `link`; and `render`, which comes on top.
+            A server's stages count what it did for others meanwhile.
     """
 
     source: str
@@ -144,8 +148,9 @@ def predict(
     Each video goes through the segmenter in the windows that its manifest states, whose instances are linked; a video
     no longer than a window is one clip. No more than two windows of frames are held at once, however long the video.
 
-    Writes to the folder `out`: `results.json` (a YouTube-VIS submission), `report.json`, and unless `options.overlay`
-    is off, an overlay `NAME.mp4` and a contact sheet `NAME.png` for each video. All of it appears in the end, or none.
+    Writes to the folder `out`: `results.json` (a YouTube-VIS submission), `report.json`, and for the first
+    `options.pictures` videos an overlay `NAME.mp4` and a contact sheet `NAME.png`. All of it appears in the end, or
+    none.
 
     Args:
         source: from `mssts.media.open_source`.
@@ -169,8 +174,11 @@ def predict(
         _staged(Path(out)) as folder,
         tqdm(total=total, unit="frame", desc="predict", disable=None if progress else True) as bar,
     ):
-        for video in videos:
-            tracks, video_report = _predict_video(video, segmenter, folder, options, clock, bar)
+        for i, video in enumerate(videos):
+            overlay = None
+            if options.pictures is None or i < options.pictures:
+                overlay = Overlay(folder, video, segmenter.manifest.categories, options.score_threshold)
+            tracks, video_report = _predict_video(video, segmenter, overlay, options.transfer, clock, bar)
             entries += submission_entries(video.id, video.size, tracks, segmenter.manifest.categories)
             reports.append(video_report)
         seconds = time.perf_counter() - start - clock.seconds["render"]
@@ -190,13 +198,12 @@ def predict(
 
 
 def _predict_video(
-    video: Video, segmenter: Segmenter, folder: Path, options: PredictOptions, clock: _Clock, bar: tqdm
+    video: Video, segmenter: Segmenter, overlay: Overlay | None, transfer: str, clock: _Clock, bar: tqdm
 ) -> tuple[list[Track], VideoReport]:
     manifest = segmenter.manifest
     linker = Linker()
     clips = covered = 0
-    overlay = Overlay(folder, video, manifest.categories, options.score_threshold) if options.overlay else None
-    with overlay or nullcontext():
+    with _opened(overlay, clock):
         waiting: list[Frame] = []  # of the last window, not drawn yet: the next one may change them
         waiting_start = 0
         cut = windows(clock.reading(video.frames()), manifest.clip_frames, manifest.clip_overlap)
@@ -205,7 +212,7 @@ def _predict_video(
                 _draw(overlay, waiting[: start - waiting_start], waiting_start, linker, clock)
                 waiting, waiting_start = frames, start
             with clock.stage("read"):
-                clip = _clip(frames, options.transfer)
+                clip = _clip(frames, transfer)
             with clock.stage("segment"):
                 found = segmenter.segment(clip, _MIN_SCORE)
             with clock.stage("link"):
@@ -227,6 +234,18 @@ def _predict_video(
         contact_sheet=overlay.sheet_path.name if overlay else None,
     )
     return tracks, report
+
+
+@contextmanager
+def _opened(overlay: Overlay | None, clock: _Clock) -> Iterator[None]:
+    """Opens and closes the pictures; encoding the last frames and the contact sheet counts as `render`."""
+    with ExitStack() as stack:
+        if overlay is not None:
+            with clock.stage("render"):
+                stack.enter_context(overlay)
+        yield
+        with clock.stage("render"):
+            stack.close()
 
 
 def _draw(overlay: Overlay, frames: Sequence[Frame], start: int, linker: Linker, clock: _Clock) -> None:
@@ -261,17 +280,24 @@ def _segmenter_seconds(segmenter: Segmenter) -> dict[str, float]:
     if isinstance(segmenter, TritonSegmenter):
         times = segmenter.statistics()
         models = {"decode": "preprocess", "engine": "engine", "postprocess": "postprocess"}
-        return {stage: times[model].compute_ns / 1e9 for stage, model in models.items()}
+        seconds = {stage: times[model].compute_ns / 1e9 for stage, model in models.items()}
+        return {**seconds, "server": times[contract.ENSEMBLE].total_ns / 1e9}
     return {}
 
 
 def _split(seconds: dict[str, float], inside: dict[str, float]) -> dict[str, float]:
-    """The seconds by stage, with those of `segment` split into the segmenter's own stages and the rest, `transfer`."""
-    transfer = max(seconds["segment"] - sum(inside.values()), 0.0)
+    """The seconds by stage, with those of `segment` split into the segmenter's own.
+
+    A server counts on its own clock, and a model may start while the one before tidies up, so what remains for
+    `overhead` or `transfer` may come out a little below zero; it is nothing then.
+    """
+    stages = {stage: spent for stage, spent in inside.items() if stage != "server"}
+    if "server" in inside:
+        stages["overhead"] = max(inside["server"] - sum(stages.values()), 0.0)
+        stages["transfer"] = max(seconds["segment"] - inside["server"], 0.0)
     return {
         "read": seconds["read"],
-        **inside,
-        "transfer": transfer,
+        **stages,
         "link": seconds["link"],
         "render": seconds["render"],
     }

@@ -54,7 +54,8 @@ def test_the_released_model_is_the_starting_point_bit_for_bit():
 
 
 @pytest.mark.parametrize(
-    ("switch", "part"), [("intra_scale", "split.intra"), ("inter_scale", "split.inter"), ("temporal_decoder", "temporal")]
+    ("switch", "part"),
+    [("intra_scale", "split.intra"), ("inter_scale", "split.inter"), ("temporal_decoder", "temporal")],
 )
 def test_each_addition_is_a_switch_of_its_own(switch, part):
     alone = MSSTSVIS(replace(SMALL, switches=replace(BASELINE, **{switch: True})))
@@ -131,7 +132,9 @@ def test_an_awake_addition_lets_frames_see_one_another(addition):
     def moved(switches: Switches) -> float:
         model = build(replace(SMALL, switches=switches, decoder_layers=2))
         # Frame 0's box queries, before instance features feed back into nothing of theirs.
-        return float((model(frames, size).layers[1].boxes_BTQ4 - model(other, size).layers[1].boxes_BTQ4)[:, 0].abs().max())
+        return float(
+            (model(frames, size).layers[1].boxes_BTQ4 - model(other, size).layers[1].boxes_BTQ4)[:, 0].abs().max()
+        )
 
     assert moved(BASELINE) == 0
     assert moved(replace(BASELINE, **{addition: True})) > 1e-7
@@ -142,7 +145,11 @@ def test_gradients_reach_every_parameter():
     prediction = model(images(2, 2, 64, 96), sizes((64, 96), (48, 64)))
     loss = sum(x.square().sum() for x in prediction.logits)
     for i, layer in enumerate(prediction.layers):
-        loss = loss + layer.boxes_BTQ4.square().sum() + model.masks(prediction, i, torch.arange(6).expand(2, 6)).square().mean()
+        loss = (
+            loss
+            + layer.boxes_BTQ4.square().sum()
+            + model.masks(prediction, i, torch.arange(6).expand(2, 6)).square().mean()
+        )
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # A softmax over time does not change with a bias that all its inputs share: that one has no gradient by nature.

@@ -34,7 +34,7 @@ def deformable_by_loops(value, shapes_L2, reference, offsets, logits, shapes):
     """Equation 3 of arXiv 2010.04159, one number at a time."""
     value, reference, offsets, logits = (x.double().numpy() for x in (value, reference, offsets, logits))
     N, _, M, D = value.shape
-    _, Q, _, L, P, _ = offsets.shape
+    Q, P = offsets.shape[1], offsets.shape[4]
     out = np.zeros((N, Q, M, D))
     for n, q, m in itertools.product(range(N), range(Q), range(M)):
         weights = np.exp(logits[n, q, m] - logits[n, q, m].max())

@@ -169,9 +169,9 @@ def test_a_data_set_is_predicted_as_its_evaluation_expects(engine: Path, tmp_pat
     assert metrics["ap75"] == 1  # IoU is above 0.85, by assert_follows
 
 
-def test_max_videos_and_no_overlay(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_max_videos_and_no_pictures(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_dataset(tmp_path / "set")
-    assert run(path, "--model", engine, "--out", tmp_path / "out", "--max-videos", 1, "--no-overlay") == 0
+    assert run(path, "--model", engine, "--out", tmp_path / "out", "--max-videos", 1, "--pictures", 0) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "results.json"}
     assert {entry["video_id"] for entry in json.loads((tmp_path / "out" / "results.json").read_text())} == {1}
     assert f"frames {LENGTH}" in capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_a_video_of_nothing_has_empty_results(engine: Path, tmp_path: Path) -> N
 def test_results_of_another_run_in_the_folder_are_replaced_and_other_files_stay(engine: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     for source in (write_folder(tmp_path / "long"), write_folder(tmp_path / "short", length=2)):
-        assert run(source, "--model", engine / "model.onnx", "--out", out, "--no-overlay") == 0
+        assert run(source, "--model", engine / "model.onnx", "--out", out, "--pictures", 0) == 0
         (out / "notes.txt").write_text("mine")
     assert {len(entry["segmentations"]) for entry in json.loads((out / "results.json").read_text())} == {2}
     assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "report.json", "results.json"]
@@ -220,10 +220,10 @@ def test_image_files_are_sent_as_they_are(engine: Path, tmp_path: Path) -> None:
     files = [(folder / f"{t}.jpg").read_bytes() for t in range(3)]
     for transfer in ("auto", "jpeg"):
         recorder = Recorder(engine)
-        predict(open_source(folder), recorder, tmp_path / "out", PredictOptions(overlay=False, transfer=transfer))
+        predict(open_source(folder), recorder, tmp_path / "out", PredictOptions(pictures=0, transfer=transfer))
         assert recorder.clips == [files]
     recorder = Recorder(engine)
-    predict(open_source(folder), recorder, tmp_path / "out", PredictOptions(overlay=False, transfer="raw"))
+    predict(open_source(folder), recorder, tmp_path / "out", PredictOptions(pictures=0, transfer="raw"))
     np.testing.assert_array_equal(recorder.clips[0], decode_frames(files))
 
 
@@ -232,7 +232,7 @@ def test_frames_of_a_video_file_are_sent_raw_or_as_jpeg(engine: Path, tmp_path: 
     sent = {}
     for transfer in ("auto", "jpeg"):
         recorder = Recorder(engine)
-        predict(source, recorder, tmp_path / "out", PredictOptions(overlay=False, transfer=transfer))
+        predict(source, recorder, tmp_path / "out", PredictOptions(pictures=0, transfer=transfer))
         sent[transfer] = recorder.clips[0]
     assert isinstance(sent["auto"], np.ndarray)
     difference = np.abs(decode_frames(sent["jpeg"]).astype(int) - sent["auto"])
@@ -258,7 +258,9 @@ def test_memory_is_bounded_by_two_windows(engine: Path, tmp_path: Path, overlay:
     video = dataclasses.replace(source.videos[0], length=None, frames=frames)
     segmenter = LocalSegmenter(engine)
     source = VideoSource(source.path, (video,))
-    report = predict(source, segmenter, tmp_path / "out", PredictOptions(overlay=overlay), progress=False)
+    report = predict(
+        source, segmenter, tmp_path / "out", PredictOptions(pictures=None if overlay else 0), progress=False
+    )
     assert report.frames == length
     assert peak <= 2 * segmenter.manifest.clip_frames
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from toy_engine import COLOURS, write_toy_engine
 
 from mssts import contract
 from mssts.cli import main
-from mssts.client import TritonSegmenter
+from mssts.client import StageTime, TritonSegmenter
 from mssts.errors import MsstsError
 from mssts.files import sha256
 from mssts.instances import Instances
@@ -39,8 +39,19 @@ from mssts.serving.server import TritonServer
 ROOT = Path(__file__).resolve().parent.parent
 RED, GREEN, BLUE = range(3)
 
-# The longest a process that was told to end may take: Triton looks once a second whether its models are unloaded.
-END_SECONDS = 15
+# On other versions a missing wheel is a defect of the set-up and fails.
+needs_wheel = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="Triton's wheel needs numpy < 2, which Python 3.13 does not have"
+)
+
+
+def needs_server(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.server(needs_wheel(test))
+
+
+# The longest a process that was told to end may take. It takes 3 s, as Triton looks once a second whether its models
+# are unloaded; the rest is for a busy machine.
+END_SECONDS = 30
 
 
 def clip_with_rectangles(frames: int = 3, height: int = 128, width: int = 192) -> np.ndarray:
@@ -156,12 +167,14 @@ def test_without_the_wheel_one_line_says_what_to_install(monkeypatch: pytest.Mon
         installation.find_tritonserver()
 
 
+@needs_wheel
 def test_numpy_2_is_refused_before_a_server_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "__version__", "2.1.0")
     with pytest.raises(MsstsError, match=r"numpy 2\.1\.0 is installed.*install 'numpy<2'"):
         installation.find_tritonserver()
 
 
+@needs_wheel
 def test_a_missing_libpython_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     listing = f"\tlibc.so.6 => /lib/libc.so.6 (0x0)\n\tlibpython{version}.so.1.0 => not found\n"
@@ -219,7 +232,7 @@ def local(engine: Path) -> Iterator[LocalSegmenter]:
     segmenter.close()
 
 
-@pytest.mark.server
+@needs_server
 @pytest.mark.parametrize("size", [(128, 192), (61, 47), (720, 1280)])  # the toy engine's short edge is 64
 def test_server_answers_as_the_local_pipeline(
     client: TritonSegmenter, local: LocalSegmenter, size: tuple[int, int]
@@ -229,7 +242,7 @@ def test_server_answers_as_the_local_pipeline(
         assert_same(client.segment(clip), local.segment(clip))
 
 
-@pytest.mark.server
+@needs_server
 def test_server_finds_what_was_drawn(client: TritonSegmenter) -> None:
     clip_THWC = clip_with_rectangles()
     for clip in (clip_THWC, encoded(clip_THWC)):
@@ -247,13 +260,13 @@ def test_server_finds_what_was_drawn(client: TritonSegmenter) -> None:
         assert np.logical_and(mask, drawn).sum() / np.logical_or(mask, drawn).sum() > 1 / 1.28
 
 
-@pytest.mark.server
+@needs_server
 def test_a_clip_without_instances(client: TritonSegmenter) -> None:
     found = client.segment(clip_with_rectangles(), score_threshold=1.5)
     assert len(found) == 0 and found.boxes.shape == (0, 3, 4) and found.rles == ()
 
 
-@pytest.mark.server
+@needs_server
 def test_client_learns_the_manifest(client: TritonSegmenter, server: TritonServer, engine: Path) -> None:
     assert client.manifest == Manifest.read(engine)
     assert re.fullmatch(r"\d+\.\d+\.\d+", server.version)
@@ -264,7 +277,7 @@ def corrupt(frames: list[bytes]) -> list[bytes]:
     return [frames[0], frames[1][: len(frames[1]) // 2], *frames[2:]]
 
 
-@pytest.mark.server
+@needs_server
 @pytest.mark.parametrize(
     ("clip", "told"),
     [
@@ -296,7 +309,7 @@ def test_a_bad_request_is_refused_and_the_next_succeeds(
     assert_same(client.segment(good), local.segment(good))
 
 
-@pytest.mark.server
+@needs_server
 @pytest.mark.parametrize(("given", "told"), [(("raw", "jpeg"), "holds both"), ((), "holds neither")])
 def test_frames_come_in_exactly_one_form(server: TritonServer, given: tuple[str, ...], told: str) -> None:
     import tritonclient.grpc as triton
@@ -312,7 +325,7 @@ def test_frames_come_in_exactly_one_form(server: TritonServer, given: tuple[str,
         plain.infer(contract.ENSEMBLE, [tensors[name] for name in given])
 
 
-@pytest.mark.server
+@needs_server
 def test_threads_may_share_a_client(client: TritonSegmenter, local: LocalSegmenter) -> None:
     clips = [clip_with_rectangles(frames) for frames in (2, 3, 4, 5)] * 3
     expected = [local.segment(clip) for clip in clips]
@@ -321,23 +334,35 @@ def test_threads_may_share_a_client(client: TritonSegmenter, local: LocalSegment
             assert_same(found, wanted)
 
 
-@pytest.mark.server
+def settled_statistics(client: TritonSegmenter) -> dict[str, StageTime]:
+    """Triton counts a request a moment after it has answered it."""
+    previous = client.statistics()
+    while True:
+        time.sleep(0.1)
+        statistics = client.statistics()
+        if statistics == previous:
+            return statistics
+        previous = statistics
+
+
+@needs_server
 def test_statistics_tell_where_the_time_went(client: TritonSegmenter) -> None:
     clip = encoded(clip_with_rectangles())
-    before = client.statistics()
+    before = settled_statistics(client)
     start = time.perf_counter_ns()
     for _ in range(3):
         client.segment(clip)
     latency_ns = time.perf_counter_ns() - start
-    spent = {name: after - before[name] for name, after in client.statistics().items()}
-    assert set(spent) == set(MODELS)
-    assert all(time_of.count == 3 for time_of in spent.values())
-    stages_ns = [spent[name].compute_ns for name in STAGES]
-    assert all(stage_ns > 0 for stage_ns in stages_ns)
-    assert sum(stages_ns) <= spent[contract.ENSEMBLE].total_ns <= latency_ns
+    spent = {name: after - before[name] for name, after in settled_statistics(client).items()}
+    assert {name: time_of.count for name, time_of in spent.items()} == dict.fromkeys(MODELS, 3)
+    ensemble = spent[contract.ENSEMBLE]
+    assert all(spent[name].compute_ns > 0 for name in STAGES)
+    assert sum(spent[name].compute_ns for name in STAGES) == ensemble.compute_ns
+    # The server's clock runs on until it has tidied up, so its total may exceed what the client saw, but not by much.
+    assert 0.1 < ensemble.total_ns / latency_ns < 1.5
 
 
-@pytest.mark.server
+@needs_server
 def test_models_run_on_this_environments_packages(server: TritonServer) -> None:
     stubs = 0
     for pid in processes_of(server.log_path.parent.name):
@@ -348,7 +373,7 @@ def test_models_run_on_this_environments_packages(server: TritonServer) -> None:
     assert stubs == len(STAGES)
 
 
-@pytest.mark.server
+@needs_server
 def test_server_listens_on_loopback_only(server: TritonServer) -> None:
     sockets = set()
     for pid in processes_of(server.log_path.parent.name):
@@ -366,7 +391,7 @@ def test_server_listens_on_loopback_only(server: TritonServer) -> None:
     assert [address.removeprefix("0000000000000000FFFF0000") for address in listening] == ["0100007F"] * 3
 
 
-@pytest.mark.server
+@needs_server
 def test_clients_cannot_reach_beyond_their_requests(server: TritonServer) -> None:
     import tritonclient.grpc as triton
     import tritonclient.http as triton_http
@@ -404,6 +429,7 @@ def left_in(folder: Path) -> list[Path]:
     return list(folder.glob("mssts*"))  # ours: importing onnxruntime leaves a file there too
 
 
+@needs_wheel
 @pytest.mark.parametrize("option", ["--grpc-port", "--http-port", "--metrics-port"])
 def test_a_port_in_use(engine: Path, temporary: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -415,7 +441,7 @@ def test_a_port_in_use(engine: Path, temporary: Path, capsys: pytest.CaptureFixt
     assert left_in(temporary) == []
 
 
-@pytest.mark.server
+@needs_server
 def test_an_engine_that_cannot_be_loaded(
     engine: Path, tmp_path: Path, temporary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,14 +456,14 @@ def test_an_engine_that_cannot_be_loaded(
     assert left_in(temporary) == []
 
 
-@pytest.mark.server
+@needs_server
 def test_a_server_that_never_becomes_ready(engine: Path, temporary: Path) -> None:
     before = list(Path("/dev/shm").glob(f"mssts_{os.getpid()}_*"))  # the module's server runs beside it
     with model_repository(engine) as repository:
         model_py = repository / "postprocess" / "1" / "model.py"
         model_py.write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
         with (
-            pytest.raises(MsstsError, match=r"not ready after 2 s; its log says: .*successfully loaded 'engine'"),
+            pytest.raises(MsstsError, match=r"not ready after 2 s; its log says: .*(loading|loaded|Initialize)"),
             TritonServer(repository, startup_timeout=2),
         ):
             pass
@@ -458,7 +484,7 @@ def start_serve(engine: Path) -> tuple[subprocess.Popen[str], str]:
     return process, Path(lines[3].split()[1]).parent.name
 
 
-@pytest.mark.server
+@needs_server
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_serve_ends_with_all_it_started(engine: Path, temporary: Path, number: signal.Signals) -> None:
     process, folder = start_serve(engine)
@@ -471,7 +497,7 @@ def test_serve_ends_with_all_it_started(engine: Path, temporary: Path, number: s
     assert list(Path("/dev/shm").glob(f"mssts_{process.pid}_*")) == []
 
 
-@pytest.mark.server
+@needs_server
 def test_the_server_ends_when_its_parent_is_killed(engine: Path, temporary: Path) -> None:
     process, folder = start_serve(engine)
     process.kill()
@@ -480,7 +506,7 @@ def test_the_server_ends_when_its_parent_is_killed(engine: Path, temporary: Path
     assert list(Path("/dev/shm").glob(f"mssts_{process.pid}_*")) == []
 
 
-@pytest.mark.server
+@needs_server
 def test_a_program_with_a_server_can_be_terminated(engine: Path, temporary: Path) -> None:
     # As the demo is: a program with no handler of its own, terminated while it works.
     program = (
@@ -500,7 +526,7 @@ def test_a_program_with_a_server_can_be_terminated(engine: Path, temporary: Path
     assert left_in(temporary) == []
 
 
-@pytest.mark.server
+@needs_server
 def test_a_server_that_dies_is_told(engine: Path, temporary: Path) -> None:
     process, folder = start_serve(engine)
     server = min(processes_of(folder))  # the stubs are its children

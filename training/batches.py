@@ -62,6 +62,11 @@ def batches(clips: ClipDataset, batch: int, seed: int, epoch: int, start: int, w
     order = torch.randperm(len(clips), generator=generator).tolist()
     size = min(batch, len(clips))
     groups = [order[i * size : (i + 1) * size] for i in range(start, batches_in_epoch(clips, batch))]
-    return iter(
-        DataLoader(_Epoch(clips, epoch), batch_sampler=groups, num_workers=workers, collate_fn=collate)  # type: ignore[arg-type]
+    loader = DataLoader(
+        _Epoch(clips, epoch),
+        batch_sampler=groups,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=generator,  # or the loader would draw from the global one, and a resumed run once more often
     )
+    return iter(loader)

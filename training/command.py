@@ -14,7 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with instances.json, or that file")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
-    parser.add_argument("--init", type=Path, help="checkpoint to start from")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init", type=Path, metavar="FILE", help="checkpoint to start from, ours or a released .pth")
+    start.add_argument(
+        "--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights, as torchvision or Microsoft name them"
+    )
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--batch", type=int, help="clips a step, instead of the recipe's")
     parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
@@ -28,13 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains, and says where the checkpoint lies."""
     from dataclasses import replace
 
-    import torch
-
     from mssts.data.clips import ClipDataset
     from mssts.data.youtube_vis import read_youtube_vis
     from mssts.errors import MsstsError
-    from mssts.model.checkpoint import load_checkpoint, load_weights
+    from mssts.model.checkpoint import initialise, load_checkpoint
     from mssts.model.config import preset
+    from mssts.model.pretrained import load_backbone_weights
     from training.config import recipe
     from training.trainer import MODEL_FILE, STATE_FILE, Trainer
 
@@ -68,13 +71,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume:
         trainer.resume()
     elif arguments.init is not None:
-        initial = load_checkpoint(arguments.init, chosen.name)
-        load_weights(trainer.model, initial.weights, arguments.init)
-        if trainer.averaged is not None:
-            trainer.averaged.load_state_dict(trainer.model.state_dict())
+        new = initialise(trainer.model, load_checkpoint(arguments.init, chosen.name))
+        print(f"started from {arguments.init}{_listed('not in it and new', new)}")
+    elif arguments.backbone_weights is not None:
+        unused, new = load_backbone_weights(trainer.model, arguments.backbone_weights)
+        listed = _listed("unused", unused) + _listed("not in it and new", new)
+        print(f"backbone from {arguments.backbone_weights}{listed}")
+    if not arguments.resume and trainer.averaged is not None:
+        trainer.averaged.load_state_dict(trainer.model.state_dict())
     trainer.train()
     print(f"wrote {arguments.out / MODEL_FILE} after {trainer.step} steps")
     return 0
+
+
+def _listed(what: str, names: list[str]) -> str:
+    from mssts.model.state_dict import grouped
+
+    return f"; {what}: {', '.join(grouped(names))}" if names else ""
 
 
 def _device(name: str):  # type: ignore[no-untyped-def]

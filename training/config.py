@@ -40,15 +40,18 @@ def recipe(preset_name: str) -> TrainConfig:
 
 _RECIPES = {
     "mssts_r50": TrainConfig(),
+    "mssts_r101": TrainConfig(),
+    "mssts_x101": TrainConfig(),
+    "mssts_swin_l": TrainConfig(),
     # From scratch on MovingShapes, on two cores: one size, no jitter of a data set that has all colours already.
     "tiny": TrainConfig(
-        epochs=12,
+        epochs=7,
         batch=6,
         clip_frames=3,
         transform=ClipTransform((80, 96, 112), 256, crop=0.3, jitter=0.2),
         learning_rate=5e-4,
         backbone_factor=1.0,
-        lr_drops=(9, 11),
+        lr_drops=(5, 6),
         warmup_steps=200,
         ema_decay=0.998,
         half_storage=True,

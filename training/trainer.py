@@ -93,9 +93,7 @@ class Trainer:
         with MetricLog(self.out, self.step) as log, self._bar(progress) as bar:
             while self.epoch < self.config.epochs:
                 started = time.perf_counter()
-                clips = batches(
-                    self.clips, self.config.batch, self.seed, self.epoch, self.step_in_epoch, self.workers
-                )
+                clips = batches(self.clips, self.config.batch, self.seed, self.epoch, self.step_in_epoch, self.workers)
                 for batch in clips:
                     metrics = self.train_step(batch)
                     self.step_in_epoch += 1
@@ -193,7 +191,7 @@ class Trainer:
         with atomic_path(self.out / STATE_FILE) as temporary:
             torch.save(state, temporary)
         dtype = torch.float16 if self.config.half_storage else torch.float32
-        save_checkpoint(self.out / MODEL_FILE, self.weights(), self.preset.name, self.categories, dtype)
+        save_checkpoint(self.out / MODEL_FILE, self.weights(), self.preset, self.categories, dtype)
 
     def resume(self) -> None:
         """Goes on where the run folder's last saved state stopped.

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score-threshold", type=float, default=0.3, metavar="S", help="of what is drawn (default %(default)s)"
     )
     parser.add_argument("--max-videos", type=int, metavar="N", help="only the first N videos of a data set")
-    parser.add_argument("--no-overlay", action="store_true", help="write results and report, no pictures")
+    parser.add_argument("--pictures", type=int, metavar="N", help="draw only the first N videos, 0 for none")
     transfer = parser.add_mutually_exclusive_group()
     transfer.add_argument(
         "--jpeg", dest="transfer", action="store_const", const="jpeg", default="auto",
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = PredictOptions(
         score_threshold=arguments.score_threshold,
         max_videos=arguments.max_videos,
-        overlay=not arguments.no_overlay,
+        pictures=arguments.pictures,
         transfer=arguments.transfer,
     )
     source = open_source(arguments.source)

@@ -1,11 +1,16 @@
-"""A trained model on disk: one safetensors file with the preset and the class names in its header. Data, never code."""
+"""A trained model on disk: one safetensors file with the preset and the class names in its header. Data, never code.
+
+The header has the fields `format`, `preset`, `categories` (JSON, [[id, name], …] in the order of the labels) and
+`model` (JSON: what of the preset's architecture is otherwise in this checkpoint, such as its switches).
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,8 +20,10 @@ from torch import Tensor
 from mssts.errors import MsstsError
 from mssts.files import atomic_path
 from mssts.manifest import Category
-from mssts.model.config import Preset, preset
-from mssts.model.mssts_vis import MSSTSVIS
+from mssts.model.config import ModelConfig, Preset, Switches, preset
+from mssts.model.mssts_vis import MSSTSVIS, parameter_shapes
+from mssts.model.released import read_released, released_categories
+from mssts.model.state_dict import is_safetensors
 
 _FORMAT = "mssts-checkpoint-1"
 
@@ -60,33 +67,69 @@ def load_weights(model: MSSTSVIS, weights: dict[str, Tensor], source: Path | str
     model.load_state_dict({**weights, **counters})
 
 
+def initialise(model: MSSTSVIS, checkpoint: Checkpoint) -> list[str]:
+    """Loads a checkpoint to train from. Returns the names it has no weights for, which stay as initialised.
+
+    Those are the additions that are switched off in the checkpoint and on in the model, where they start as nothing;
+    and the classifiers if the checkpoint knows another number of classes. Everything else is loaded strictly.
+
+    Raises:
+        MsstsError: the weights do not fit; the message names the first that does not.
+    """
+    own = model.state_dict()
+    trained = checkpoint.preset.model
+    new = own.keys() - parameter_shapes(replace(model.config, switches=trained.switches)).keys()
+    if trained.classes != model.config.classes:
+        new |= {name for name in own if name.startswith("class_embed.")}
+    load_weights(model, {**checkpoint.weights, **{name: own[name] for name in new}}, checkpoint.path)
+    return sorted(new)
+
+
 def save_checkpoint(
     path: Path | str,
     weights: dict[str, Tensor],
-    preset_name: str,
+    trained: Preset,
     categories: Sequence[Category],
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Writes weights atomically; floating-point tensors are stored as `dtype`."""
     header = {
         "format": _FORMAT,
-        "preset": preset_name,
+        "preset": trained.name,
         "categories": json.dumps([[category.id, category.name] for category in categories]),
+        "model": json.dumps(_changes(trained)),
     }
     stored = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in weights.items()}
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata=header)
 
 
+def _changes(trained: Preset) -> dict[str, Any]:
+    """The fields of a model that are not as in the preset of its name; the number of classes is the categories'."""
+    own, usual = asdict(trained.model), asdict(preset(trained.name).model)
+    return {name: value for name, value in own.items() if value != usual[name] and name != "classes"}
+
+
+def _changed(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
+    switches = Switches(**changes["switches"]) if "switches" in changes else model.switches
+    return replace(model, **{**changes, "switches": switches})
+
+
 def load_checkpoint(path: Path | str, expected_preset: str | None = None) -> Checkpoint:
-    """Reads a checkpoint that `save_checkpoint` wrote.
+    """Reads a checkpoint that `save_checkpoint` wrote, or one of the released code, as a model without additions.
+
+    Released checkpoints name no classes; theirs are taken to be those of YouTube-VIS 2019 (`released_categories`).
 
     Raises:
         MsstsError: there is no such file, it is not a checkpoint, or it holds another preset than `expected_preset`.
     """
     path = Path(path)
     if not path.is_file():
-        raise MsstsError(f"{path}: no such file; expected a checkpoint written by `mssts train`")
+        raise MsstsError(f"{path}: no such file; expected a checkpoint of `mssts train` or of the released code")
+    if not is_safetensors(path):
+        released = read_released(path, expected_preset)
+        categories = released_categories(released.preset.model.classes)
+        return Checkpoint(released.preset, categories, released.weights, path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -102,5 +145,9 @@ def load_checkpoint(path: Path | str, expected_preset: str | None = None) -> Che
             f"leave --preset out or pass --preset {found.name}"
         )
     categories = tuple(Category(int(i), str(name)) for i, name in json.loads(header["categories"]))
+    try:
+        found = replace(found, model=_changed(found.model, json.loads(header.get("model", "{}"))))
+    except TypeError as error:
+        raise MsstsError(f"{path}: written by another version of mssts, whose models differ ({error})") from None
     weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
     return Checkpoint(found.with_classes(len(categories)), categories, weights, path)

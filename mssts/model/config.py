@@ -66,6 +66,27 @@ def mssts_r50() -> Preset:
     return Preset("mssts_r50", ModelConfig(), InputRule(360, 640), clip_frames=5, clip_overlap=2, top_k=10)
 
 
+def mssts_r101() -> Preset:
+    """The paper's ResNet-101 model."""
+    return _with_backbone("mssts_r101", "resnet101")
+
+
+def mssts_x101() -> Preset:
+    """The released configuration with ResNeXt-101 32×8d."""
+    return _with_backbone("mssts_x101", "resnext101_32x8d")
+
+
+def mssts_swin_l() -> Preset:
+    """The paper's Swin-L model: ImageNet-22k's backbone with windows of 12×12 tokens."""
+    return _with_backbone("mssts_swin_l", "swin_l_p4w12")
+
+
+def _with_backbone(name: str, backbone: str) -> Preset:
+    """The released configurations differ from the ResNet-50 one in nothing but the backbone."""
+    base = mssts_r50()
+    return replace(base, name=name, model=replace(base.model, backbone=backbone))
+
+
 def tiny() -> Preset:
     """A model that trains and runs on a laptop's processor: ResNet-18, 128 channels, 2+3 layers, 20 queries."""
     model = ModelConfig(
@@ -86,7 +107,9 @@ def tiny() -> Preset:
     return Preset("tiny", model, InputRule(112, 256), clip_frames=6, clip_overlap=3, top_k=10)
 
 
-PRESETS: dict[str, Callable[[], Preset]] = {"mssts_r50": mssts_r50, "tiny": tiny}
+PRESETS: dict[str, Callable[[], Preset]] = {
+    make.__name__: make for make in (mssts_r50, mssts_r101, mssts_x101, mssts_swin_l, tiny)
+}
 
 
 def preset(name: str) -> Preset:

@@ -61,8 +61,8 @@ class SelfAttention(nn.MultiheadAttention):
         weight, bias = self.in_proj_weight, self.in_proj_bias
         query, key = F.linear(query_NQC + position_QC, weight[: 2 * C], bias[: 2 * C]).chunk(2, -1)
         value = F.linear(query_NQC, weight[2 * C :], bias[2 * C :])
-        heads = [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value)]
-        attended = F.scaled_dot_product_attention(*heads, dropout_p=self.dropout if self.training else 0.0)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(-2))
 
 
@@ -141,10 +141,11 @@ class Decoder(nn.Module):
         """Boxes start at their references, with a small width and height."""
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
-        for mlp in self.bbox_embed:
-            nn.init.zeros_(mlp.layers[-1].weight)
-            nn.init.zeros_(mlp.layers[-1].bias)
-        nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
+        last = [mlp.linears()[-1] for mlp in self.bbox_embed if isinstance(mlp, MLP)]
+        for linear in last:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.constant_(last[0].bias[2:], -2.0)
 
     def forward(self, tokens_BTSC: Tensor, geometry: Geometry) -> list[DecodedLayer]:
         """Encoded tokens [B, T, S, C] → one `DecodedLayer` a layer, the last one being the result."""

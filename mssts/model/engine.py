@@ -25,7 +25,7 @@ def normalise(frames_BTHWC: Tensor, sizes_B2: Tensor) -> Tensor:
 
 
 class Engine(nn.Module):
-    """`MSSTSVIS` between the tensors of `mssts.contract`: normalisation inside, last layer's masks for the best K alone."""
+    """`MSSTSVIS` between the tensors of `mssts.contract`: uint8 in, and the masks of the last layer's best K alone."""
 
     def __init__(self, model: MSSTSVIS, top_k: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where the tokens of a padded clip lie: sizes of the scales, which tokens are valid, positions and reference points."""
+"""Where the tokens of a padded clip lie: sizes of the scales, valid tokens, positions and reference points."""
 
 from __future__ import annotations
 

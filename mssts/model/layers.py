@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +15,11 @@ class MLP(nn.Module):
     def __init__(self, width_in: int, width: int, width_out: int, depth: int) -> None:
         super().__init__()
         widths = [width_in] + [width] * (depth - 1) + [width_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+
+    def linears(self) -> list[nn.Linear]:
+        """Its layers, for their initialisation."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -25,7 +25,8 @@ class MaskFeatures(nn.Module):
         self.dcn = nn.Conv2d(width, width, 3, padding=1)
         self.lay1 = nn.Conv2d(width, width // 4, 3, padding=1)
         self.lay2 = nn.Conv2d(width // 4, self.channels, 3, padding=1)
-        for convolution in self.children():
+        for convolution in (self.lay1, self.lay2, self.lay3, self.lay4, self.dcn):
+            assert convolution.bias is not None
             nn.init.kaiming_uniform_(convolution.weight, a=1)
             nn.init.zeros_(convolution.bias)
 
@@ -55,9 +56,9 @@ class DynamicMaskHead(nn.Module):
         # Weights of the three layers, then their biases: the order of the released code.
         self.sizes = [(self.features + 2) * c, c * c, c, c, c, 1]
         self.controller = MLP(config.width, config.width, sum(self.sizes), 3)
-        for layer in self.controller.layers:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for linear in self.controller.linears():
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, instance_BKC: Tensor, centre_BTK2: Tensor, sizes_B2: Tensor, features_BTChw: Tensor) -> Tensor:
         """Mask logits [B, K, T, 2h, 2w], stride 4.
@@ -82,7 +83,7 @@ class DynamicMaskHead(nn.Module):
         pixel = torch.stack((x[None, :].expand(h, w), y[:, None].expand(h, w))).flatten(1).to(centre.dtype)
         inputs = torch.cat((-pixel.expand(B, T, -1, -1), at_least_fp32(features_BTChw).flatten(3)), 2)
         shift_BTKc = torch.einsum("bkcr,btkr->btkc", w1[..., :2], centre) + b1[:, None]
-        hidden = (w1.reshape(B, 1, K * c, -1) @ inputs).view(B, T, K, c, -1)
+        hidden = (w1.reshape(B, 1, K * c, self.features + 2) @ inputs).view(B, T, K, c, h * w)
         hidden = F.relu(hidden + shift_BTKc[..., None])
         hidden = F.relu(w2.view(B, 1, K, c, c) @ hidden + b2[:, None, ..., None])
         logits = w3.view(B, 1, K, 1, c) @ hidden + b3[:, None, ..., None]

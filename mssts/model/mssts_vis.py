@@ -67,6 +67,7 @@ class MSSTSVIS(nn.Module):
                 module.reset_parameters()
         prior = 0.01  # the focal loss wants rare positives at the start (arXiv 1708.02002)
         for linear in self.class_embed:
+            assert isinstance(linear, nn.Linear)
             nn.init.constant_(linear.bias, -math.log((1 - prior) / prior))
 
     def forward(self, images_BT3HW: Tensor, sizes_B2: Tensor) -> Prediction:
@@ -109,5 +110,13 @@ class MSSTSVIS(nn.Module):
 def _projection(channels: int, width: int, kernel: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, width, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2)
     nn.init.xavier_uniform_(convolution.weight)
+    assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     return nn.Sequential(convolution, nn.GroupNorm(32, width))
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a model's parameters and buffers, without making it."""
+    with torch.device("meta"):
+        model = MSSTSVIS(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -2,7 +2,7 @@
 
 What the figure leaves open, and what was chosen:
 - **Width.** Both blocks work at C/4 between one linear layer in and one out: 0.6 M parameters in six layers, where full
-  width would take 6 M. With the decoder's temporal attention (1.6 M) the ResNet-50 model has 50.2 M; the paper says 50.6.
+  width would take 6 M. With the decoder's temporal attention (1.3 M) the R50 model has 49.9 M; the paper has 50.6.
 - **Weights** are shared by the scales: the module then is a few matrix products over all tokens of all scales at once.
 - **Queries** of the inter-scale block are the T tokens of the finer scale, keys and values all 2T: the result belongs
   to the finer scale, and what the T other queries would give is dropped.
@@ -76,7 +76,7 @@ class InterScaleAttention(nn.Module):
 
 def _parents(geometry: Geometry, device: torch.device) -> Tensor:
     """For every token, the index of its partner among the tokens of all scales followed by the coarsest's inputs."""
-    indices = []
+    indices: list[Tensor] = []
     start = 0
     for (h, w), coarser in zip(geometry.shapes, geometry.shapes[1:] + geometry.shapes[-1:], strict=True):
         start = start + h * w  # where the next scale begins, or after the last one, the coarsest's inputs

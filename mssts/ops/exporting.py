@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,5 +37,5 @@ def onnx_node(
     op_type: str, inputs: Sequence[Tensor], attributes: dict[str, int | str], shape: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
     """A symbolic result of the node `mssts::op_type`."""
-    attributes = {**attributes, **PLUGIN_ATTRIBUTES}
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::{op_type}", inputs, attributes, dtype=dtype, shape=shape, version=1)
+    everything: dict[str, Any] = {**attributes, **PLUGIN_ATTRIBUTES}
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{op_type}", inputs, everything, dtype=dtype, shape=shape, version=1)
