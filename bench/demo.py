@@ -7,6 +7,7 @@ client → masks, pictures, AP and frames per second. Each stage is the command 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_source(source_path)  # before the long steps, so that a wrong path is told at once
 
     _say(2, "checkpoint → ONNX, checked against PyTorch")
-    _mssts("export", arguments.checkpoint, "--out", engine, "--reuse")
+    _mssts("export", os.path.relpath(arguments.checkpoint), "--out", engine, "--reuse")
 
     _say(3, "Triton serves it")
     with model_repository(engine) as repository, TritonServer(repository) as server:

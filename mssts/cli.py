@@ -53,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `mssts … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        if error.filename is None:
+            raise
+        print(f"mssts {arguments.command}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return MsstsError.exit_code
 
 
 if __name__ == "__main__":

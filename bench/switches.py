@@ -1,0 +1,79 @@
+"""What each of the paper's additions costs: parameters, and time of a forward pass in PyTorch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mssts.model.config import BASELINE, Preset, Switches
+from mssts.model.engine import Engine
+from mssts.model.mssts_vis import MSSTSVIS
+from mssts.provenance import provenance
+
+
+def variants() -> dict[str, Switches]:
+    """The baseline, each addition to the forward pass alone, and all. (The discriminator exists in training alone.)"""
+    single = [field.name for field in fields(Switches) if field.name != "discriminator"]
+    return {"baseline": BASELINE, **{name: replace(BASELINE, **{name: True}) for name in single}, "all": Switches()}
+
+
+def measure_switches(preset: Preset, size: tuple[int, int], frames: int, repeats: int) -> dict[str, Any]:
+    """Medians over `repeats` forward passes of random weights, the variants taking turns in one process."""
+    clip = torch.randint(0, 256, (1, frames, *size, 3), dtype=torch.uint8)
+    sizes = torch.tensor([size], dtype=torch.int32)
+    engines = {}
+    for name, switches in variants().items():
+        torch.manual_seed(0)
+        model = MSSTSVIS(replace(preset.model, switches=switches))
+        engines[name] = Engine(model, preset.top_k).eval()
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    with torch.inference_mode():
+        for engine in engines.values():
+            engine(clip, sizes)
+        for _ in tqdm(range(repeats), unit="round", disable=None):
+            for name, engine in engines.items():
+                start = time.perf_counter()
+                engine(clip, sizes)
+                seconds[name].append(time.perf_counter() - start)
+    rows = [
+        {
+            "variant": name,
+            "parameters": sum(parameter.numel() for parameter in engine.parameters()),
+            "ms_median": 1e3 * statistics.median(seconds[name]),
+            "ms_min": 1e3 * min(seconds[name]),
+            "ms_max": 1e3 * max(seconds[name]),
+        }
+        for name, engine in engines.items()
+    ]
+    return {
+        "preset": preset.name,
+        "size": list(size),
+        "frames": frames,
+        "repeats": repeats,
+        "runner": "PyTorch eager, CPU, fp32",
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+        **provenance(),
+    }
+
+
+def print_switches(report: dict[str, Any]) -> None:
+    """The rows as a table, each beside the baseline."""
+    height, width = report["size"]
+    print(
+        f"{report['preset']}, {report['frames']} frames of {height}x{width}, {report['runner']}, "
+        f"{report['threads']} threads, median of {report['repeats']}"
+    )
+    print(f"{'variant':18} {'parameters':>12} {'added':>9} {'ms':>9} {'times':>7}")
+    base = report["rows"][0]
+    for row in report["rows"]:
+        added = (row["parameters"] - base["parameters"]) / 1e6
+        print(
+            f"{row['variant']:18} {row['parameters']:12,} {added:8.2f}M {row['ms_median']:9.1f} "
+            f"{row['ms_median'] / base['ms_median']:7.3f}"
+        )
