@@ -55,16 +55,9 @@ def export_checkpoint(
         runner = OnnxRuntimeRunner(candidate)
         report = measure(engine, runner)
         report.check(str(out / ARTEFACT))
-        manifest = Manifest(
-            preset=preset.name,
-            precision="fp32",
-            categories=loaded.categories,
-            input=preset.input,
-            clip_frames=preset.clip_frames,
-            clip_overlap=preset.clip_overlap,
+        manifest = loaded.manifest(
+            candidate,
             top_k=kept,
-            artefact=ARTEFACT,
-            artefact_sha256=sha256(candidate),
             checks={"parity": report.to_json()},
             provenance={
                 "checkpoint_sha256": sha256(checkpoint),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from mssts.contract import LIMITS
 from mssts.instances import Instances
 from mssts.manifest import Manifest
 from mssts.postprocessing import instances
 from mssts.preprocessing import decode_frames, engine_input
-from mssts.runners import load_runner, model_path
+from mssts.runners import load_engine
+
+# How much one clip may hold is a matter of this machine's memory alone; a single frame is still refused as a server
+# would, before anything is allocated for it.
+_LIMITS = replace(LIMITS, frames=sys.maxsize, total_pixels=sys.maxsize, encoded_bytes=sys.maxsize)
 
 
 class LocalSegmenter:
@@ -23,17 +30,15 @@ class LocalSegmenter:
     the names of the server's stages.
 
     Args:
-        model: an engine's file with a manifest beside it, or the folder of both.
+        model: an engine's file with a manifest beside it, the folder of both, or a checkpoint, which needs torch.
         threads: cores the engine uses; all this process may use if None.
 
     Raises:
-        MsstsError: the engine or its manifest is absent or broken.
+        MsstsError: the engine, its manifest or the checkpoint is absent or broken.
     """
 
     def __init__(self, model: Path | str, threads: int | None = None) -> None:
-        path = model_path(model)
-        self._runner = load_runner(path, threads)
-        self._manifest = Manifest.read(path)
+        self._runner, self._manifest = load_engine(model, threads)
         self.stage_seconds = {"decode": 0.0, "engine": 0.0, "postprocess": 0.0}
 
     @property
@@ -49,12 +54,12 @@ class LocalSegmenter:
         """The instances of a clip of RGB uint8 frames, or of T encoded JPEGs.
 
         Raises:
-            MsstsError: the clip was refused (too large, corrupt) or the engine failed.
+            MsstsError: the clip was refused (corrupt, frames too large) or the engine failed.
         """
         with self._timed("decode"):
             if not isinstance(frames_THWC, np.ndarray):
-                frames_THWC = decode_frames(frames_THWC)
-            frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self._manifest.input)
+                frames_THWC = decode_frames(frames_THWC, _LIMITS)
+            frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self._manifest.input, _LIMITS)
         with self._timed("engine"):
             output = self._runner.infer(frames_BTHWC, sizes_B2)
         with self._timed("postprocess"):

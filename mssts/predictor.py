@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,14 +24,17 @@ from mssts.overlay import Overlay
 from mssts.pipeline import LocalSegmenter
 from mssts.preprocessing import encode_jpeg
 from mssts.provenance import provenance
-from mssts.results import submission_entries, write_submission
+from mssts.results import RESULTS, submission_entries, write_archive, write_submission
 from mssts.tracking import Linker, Track, windows
 
-RESULTS = "results.json"
+ARCHIVE = "results.zip"
 REPORT = "report.json"
 
 # Instances below it change no average precision, but an engine returns as many as it is asked for in every window.
 _MIN_SCORE = 0.01
+# The released inference.py gives instances below it no mask. Such an entry matches nothing and ranks last, so leaving
+# it out, as we do, changes no figure of the evaluation.
+_MIN_SCORE_WHOLE_VIDEO = 0.001
 _MAX_TRACKS = 100  # a video; the official evaluation looks at no more
 _JPEG_QUALITY = 95
 
@@ -45,12 +49,17 @@ class PredictOptions:
         pictures: of how many videos, the first ones, pictures are written; of all if None.
         transfer: what the segmenter is sent. `auto`: the file's own bytes where frames are JPEG or PNG files, else raw
             pixels; `jpeg`: as `auto`, but raw pixels are encoded first (fewer bytes, slightly other pixels); `raw`.
+        whole_video: each video is one clip, as in the paper and the released `inference.py`; nothing is linked. All its
+            frames, and what the model computes of them, are held at once.
+        archive: write `results.zip` too, which the benchmark's server takes.
     """
 
     score_threshold: float = 0.3
     max_videos: int | None = None
     pictures: int | None = None
     transfer: Literal["auto", "jpeg", "raw"] = "auto"
+    whole_video: bool = False
+    archive: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_threshold <= 1:
@@ -146,11 +155,12 @@ def predict(
     """Segments and tracks every video of a source.
 
     Each video goes through the segmenter in the windows that its manifest states, whose instances are linked; a video
-    no longer than a window is one clip. No more than two windows of frames are held at once, however long the video.
+    no longer than a window is one clip. No more than two windows of frames are held at once, however long the video,
+    unless `options.whole_video` asks for all of them.
 
-    Writes to the folder `out`: `results.json` (a YouTube-VIS submission), `report.json`, and for the first
-    `options.pictures` videos an overlay `NAME.mp4` and a contact sheet `NAME.png`. All of it appears in the end, or
-    none.
+    Writes to the folder `out`: `results.json` (a YouTube-VIS submission; `results.zip` too if `options.archive` says
+    so), `report.json`, and for the first `options.pictures` videos an overlay `NAME.mp4` and a contact sheet
+    `NAME.png`. All of it appears in the end, or none.
 
     Args:
         source: from `mssts.media.open_source`.
@@ -159,7 +169,8 @@ def predict(
         progress: show a progress bar if stderr is a terminal.
 
     Raises:
-        MsstsError: a frame cannot be read, a clip was refused, or `out` cannot be written.
+        MsstsError: a frame cannot be read, a clip was refused (a whole video that is more than a server takes is one),
+            or `out` cannot be written.
     """
     options = options or PredictOptions()
     videos = source.videos[: options.max_videos]
@@ -178,7 +189,7 @@ def predict(
             overlay = None
             if options.pictures is None or i < options.pictures:
                 overlay = Overlay(folder, video, segmenter.manifest.categories, options.score_threshold)
-            tracks, video_report = _predict_video(video, segmenter, overlay, options.transfer, clock, bar)
+            tracks, video_report = _predict_video(video, segmenter, overlay, options, clock, bar)
             entries += submission_entries(video.id, video.size, tracks, segmenter.manifest.categories)
             reports.append(video_report)
         seconds = time.perf_counter() - start - clock.seconds["render"]
@@ -193,28 +204,28 @@ def predict(
             videos=tuple(reports),
         )
         write_submission(folder / RESULTS, entries)
+        if options.archive:
+            write_archive(folder / ARCHIVE, folder / RESULTS)
         write_json(folder / REPORT, {**report.to_json(), **provenance()})
     return report
 
 
 def _predict_video(
-    video: Video, segmenter: Segmenter, overlay: Overlay | None, transfer: str, clock: _Clock, bar: tqdm
+    video: Video, segmenter: Segmenter, overlay: Overlay | None, options: PredictOptions, clock: _Clock, bar: tqdm
 ) -> tuple[list[Track], VideoReport]:
-    manifest = segmenter.manifest
     linker = Linker()
     clips = covered = 0
     with _opened(overlay, clock):
         waiting: list[Frame] = []  # of the last window, not drawn yet: the next one may change them
         waiting_start = 0
-        cut = windows(clock.reading(video.frames()), manifest.clip_frames, manifest.clip_overlap)
-        for start, frames in cut:
+        for start, frames in _windows(video, segmenter, options.whole_video, clock):
             if overlay is not None:
                 _draw(overlay, waiting[: start - waiting_start], waiting_start, linker, clock)
                 waiting, waiting_start = frames, start
             with clock.stage("read"):
-                clip = _clip(frames, transfer)
+                clip = _clip(frames, options.transfer)
             with clock.stage("segment"):
-                found = segmenter.segment(clip, _MIN_SCORE)
+                found = segmenter.segment(clip, _MIN_SCORE_WHOLE_VIDEO if options.whole_video else _MIN_SCORE)
             with clock.stage("link"):
                 linker.add(start, len(frames), found)
             clips += 1
@@ -234,6 +245,30 @@ def _predict_video(
         contact_sheet=overlay.sheet_path.name if overlay else None,
     )
     return tracks, report
+
+
+def _windows(video: Video, segmenter: Segmenter, whole_video: bool, clock: _Clock) -> Iterator[tuple[int, list[Frame]]]:
+    """The clips of a video, as `mssts.tracking.windows`."""
+    manifest = segmenter.manifest
+    frames = clock.reading(video.frames())
+    if whole_video:
+        return iter([(0, _all_frames(video, segmenter, frames))])
+    return windows(frames, manifest.clip_frames, manifest.clip_overlap)
+
+
+def _all_frames(video: Video, segmenter: Segmenter, frames: Iterator[Frame]) -> list[Frame]:
+    """All frames of a video, unless a server would refuse them: then no more are read than it takes."""
+    if not isinstance(segmenter, TritonSegmenter):
+        return list(frames)
+    height, width = video.size
+    limit = min(contract.LIMITS.frames, contract.LIMITS.total_pixels // (height * width))
+    whole = list(itertools.islice(frames, limit + 1))
+    if len(whole) > limit:
+        raise MsstsError(
+            f"{video.name}: longer than the {limit} frames of {width}×{height} that a server takes in one clip; "
+            "predict without --whole-video, or with --model instead of --url"
+        )
+    return whole
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
-from mssts.contract import LIMITS
+from mssts.contract import LIMITS, Limits
 from mssts.errors import MsstsError
 from mssts.manifest import InputRule
 
@@ -102,22 +102,22 @@ def decode_image(encoded: bytes) -> np.ndarray:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr)
 
 
-def decode_frames(encoded: Sequence[bytes]) -> np.ndarray:
+def decode_frames(encoded: Sequence[bytes], limits: Limits = LIMITS) -> np.ndarray:
     """Decodes the frames of one clip, each a JPEG or PNG, into RGB uint8 [T, H, W, 3].
 
     All headers are read and the limits checked before any pixel is decoded, so a decompression bomb costs nothing.
     Damage inside a JPEG that leaves its structure whole cannot be told from an image, and is decoded.
 
     Raises:
-        MsstsError: no frame, a corrupt or truncated one, frames of differing sizes, or a clip over `contract.LIMITS`;
+        MsstsError: no frame, a corrupt or truncated one, frames of differing sizes, or a clip over `limits`;
             the message names the frame (counted from 0) or the limit.
     """
     encoded_bytes = sum(len(frame) for frame in encoded)
-    if encoded_bytes > LIMITS.encoded_bytes:
+    if encoded_bytes > limits.encoded_bytes:
         raise MsstsError(
-            f"a clip of {encoded_bytes} encoded bytes is over the limit of {LIMITS.encoded_bytes}; send fewer frames"
+            f"a clip of {encoded_bytes} encoded bytes is over the limit of {limits.encoded_bytes}; send fewer frames"
         )
-    _check_count(len(encoded))
+    _check_count(len(encoded), limits)
     sizes = []
     for index, frame in enumerate(encoded):
         try:
@@ -129,7 +129,7 @@ def decode_frames(encoded: Sequence[bytes]) -> np.ndarray:
                 f"frame {index} is {_shown(sizes[index])} but frame 0 is {_shown(sizes[0])}; "
                 "all frames of a clip must be of one size"
             )
-    _check_pixels(len(encoded), *sizes[0])
+    _check_pixels(len(encoded), *sizes[0], limits)
     frames_THWC = np.empty((len(encoded), *sizes[0], 3), np.uint8)
     for index, frame in enumerate(encoded):
         try:
@@ -145,8 +145,8 @@ def encode_jpeg(rgb_HWC: np.ndarray, quality: int) -> bytes:
     return encoded.tobytes()
 
 
-def check_clip(frames_THWC: np.ndarray) -> None:
-    """Checks type, shape and `contract.LIMITS` of a clip of RGB uint8 frames [T, H, W, 3].
+def check_clip(frames_THWC: np.ndarray, limits: Limits = LIMITS) -> None:
+    """Checks type, shape and `limits` of a clip of RGB uint8 frames [T, H, W, 3].
 
     Raises:
         MsstsError: which of them does not hold.
@@ -156,25 +156,25 @@ def check_clip(frames_THWC: np.ndarray) -> None:
             f"a clip must be RGB uint8 frames of shape [T, H, W, 3], not {frames_THWC.dtype} {list(frames_THWC.shape)}"
         )
     frames, height, width, _ = frames_THWC.shape
-    _check_count(frames)
+    _check_count(frames, limits)
     if height < 1 or width < 1:
         raise MsstsError(f"a clip's frames must have pixels, not {_shown((height, width))}")
-    _check_pixels(frames, height, width)
+    _check_pixels(frames, height, width, limits)
 
 
-def _check_count(frames: int) -> None:
-    if not 1 <= frames <= LIMITS.frames:
-        raise MsstsError(f"a clip must have 1 to {LIMITS.frames} frames, not {frames}; cut a longer video into windows")
+def _check_count(frames: int, limits: Limits) -> None:
+    if not 1 <= frames <= limits.frames:
+        raise MsstsError(f"a clip must have 1 to {limits.frames} frames, not {frames}; cut a longer video into windows")
 
 
-def _check_pixels(frames: int, height: int, width: int) -> None:
-    if height * width > LIMITS.pixels:
+def _check_pixels(frames: int, height: int, width: int, limits: Limits) -> None:
+    if height * width > limits.pixels:
         raise MsstsError(
-            f"frames of {_shown((height, width))} are over the limit of {LIMITS.pixels} pixels; send smaller frames"
+            f"frames of {_shown((height, width))} are over the limit of {limits.pixels} pixels; send smaller frames"
         )
-    if frames * height * width > LIMITS.total_pixels:
+    if frames * height * width > limits.total_pixels:
         raise MsstsError(
-            f"{frames} frames of {_shown((height, width))} are over the limit of {LIMITS.total_pixels} pixels a clip; "
+            f"{frames} frames of {_shown((height, width))} are over the limit of {limits.total_pixels} pixels a clip; "
             "send fewer or smaller frames"
         )
 
@@ -198,12 +198,13 @@ def input_size(height: int, width: int, rule: InputRule) -> tuple[int, int]:
     return rounded(height), rounded(width)
 
 
-def engine_input(frames_THWC: np.ndarray, rule: InputRule) -> tuple[np.ndarray, np.ndarray]:
+def engine_input(frames_THWC: np.ndarray, rule: InputRule, limits: Limits = LIMITS) -> tuple[np.ndarray, np.ndarray]:
     """A clip as the engine takes it: a batch of one, resized by `rule`, without padding.
 
     Args:
         frames_THWC: RGB uint8.
         rule: the manifest's `input`.
+        limits: what a clip may hold.
 
     Returns:
         `frames_BTHWC` uint8 with B = 1, and `sizes_B2` int32, the valid height and width: the whole frame.
@@ -211,7 +212,7 @@ def engine_input(frames_THWC: np.ndarray, rule: InputRule) -> tuple[np.ndarray, 
     Raises:
         MsstsError: as `check_clip`.
     """
-    check_clip(frames_THWC)
+    check_clip(frames_THWC, limits)
     frames, height, width, _ = frames_THWC.shape
     size = input_size(height, width, rule)
     sizes_B2 = np.array([size], np.int32)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mssts.files import write_text
+from mssts.files import atomic_path, write_text
 from mssts.manifest import Category
 from mssts.tracking import Track
+
+RESULTS = "results.json"  # the name that the benchmark's server looks for in an archive
 
 
 def submission_entries(
@@ -33,3 +36,9 @@ def write_submission(path: Path | str, entries: Sequence[dict[str, Any]]) -> Non
     """Writes the entries of all videos to a JSON file, atomically, one entry a line."""
     lines = ",\n".join(json.dumps(entry, allow_nan=False, separators=(",", ":")) for entry in entries)
     write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")
+
+
+def write_archive(path: Path | str, results: Path) -> None:
+    """Zips a results file as the benchmark's server takes it, atomically: one `results.json` at the archive's root."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(results, RESULTS)

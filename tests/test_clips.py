@@ -13,7 +13,7 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from mssts.data.clips import Clip, ClipDataset, ClipTransform, choose_frames
+from mssts.data.clips import Clip, ClipDataset, ClipTransform, RelativeCrop, ResizedCrop, choose_frames
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.data.youtube_vis import VideoDataset, read_youtube_vis
 from mssts.errors import MsstsError
@@ -173,6 +173,26 @@ def test_the_long_edge_is_bounded_and_the_aspect_kept(
     clip = ClipDataset(dataset, transform, 1, seed=0).sample(0, 0)
     assert clip.frames_THWC.shape[1:3] == expected
     np.testing.assert_allclose(clip.boxes_NT4, [[[0.5, 0.5, 1, 1]]])
+
+
+@pytest.mark.parametrize("frame", [(720, 1280), (360, 202), (480, 640)])
+def test_the_released_crop_keeps_384_to_600_pixels_of_a_frame_of_400_to_600(frame: tuple[int, int]) -> None:
+    """Of a frame resized to a short edge of 400, 500 or 600, told in pixels of the frame as it was."""
+    rng = np.random.default_rng(0)
+    crops = np.array([ResizedCrop().draw(rng, *frame) for _ in range(500)])
+    assert (crops >= 1).all() and (crops <= frame).all()
+    scale = 400 / min(frame)  # where a crop is largest
+    allowed = np.minimum(600 / scale, frame)
+    smallest = 384 / (600 / min(frame))
+    assert (crops <= np.ceil(allowed)).all() and (crops >= np.floor(smallest)).all()
+    np.testing.assert_allclose(crops.max(0), allowed, rtol=0.05)
+    np.testing.assert_allclose(crops.min(0), smallest, rtol=0.05)
+
+
+def test_a_relative_crop_keeps_its_share() -> None:
+    rng = np.random.default_rng(0)
+    shares = np.array([RelativeCrop(0.7).draw(rng, 300, 500) for _ in range(300)]) / (300, 500)
+    assert shares.min() >= 0.7 and shares.max() <= 1 and (np.ptp(shares, axis=0) > 0.28).all()
 
 
 def test_colours_change_from_clip_to_clip_and_not_within_one(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from training.config import TrainConfig
 from training.criterion import Criterion, LossWeights
 from training.discriminator import foreground
 from training.matcher import MatchCosts, Target, match
-from training.trainer import METRICS_FILE, MODEL_FILE, STATE_FILE, Trainer
+from training.metric_log import METRICS_FILE
+from training.trainer import MODEL_FILE, STATE_FILE, Trainer
 
 SMALL = replace(
     tiny().model, width=32, heads=2, ffn_width=32, queries=5, encoder_layers=1, decoder_layers=2, split_width=16,

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mssts.data.youtube_vis import read_youtube_vis, run_lengths
+from mssts.data.rle import run_lengths
+from mssts.data.youtube_vis import read_youtube_vis
 from mssts.errors import MsstsError
 
 HEIGHT, WIDTH = 6, 8

@@ -1,15 +1,16 @@
-"""Clips gathered into padded batches, in an order that is a function of the seed and the epoch."""
+"""Clips gathered into padded batches, in an order that is a function of the seed and the epoch alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from mssts.data.clips import Clip, ClipDataset
+from mssts.data.clips import Clip, ClipSource
 from training.matcher import Target
 
 _MULTIPLE = 8  # batches are padded to it, so that masks of stride 4 cover the frame
@@ -22,6 +23,26 @@ class Batch:
     frames_BTHWC: Tensor  # uint8
     sizes_B2: Tensor  # int32, valid height and width
     targets: list[Target]
+
+    @property
+    def instances(self) -> int:
+        """The number of instances of all its clips."""
+        return sum(len(target.labels_n) for target in self.targets)
+
+    def padded(self, height: int, width: int) -> Batch:
+        """The same with more padding, so that it is as large as what other processes have of the batch."""
+        H, W = self.frames_BTHWC.shape[2:4]
+        if (height, width) == (H, W):
+            return self
+        right, below = width - W, height - H
+        targets = [replace(t, masks_nTHW=F.pad(t.masks_nTHW, (0, right, 0, below))) for t in self.targets]
+        return Batch(F.pad(self.frames_BTHWC, (0, 0, 0, right, 0, below)), self.sizes_B2, targets)
+
+    def split(self, parts: int) -> list[Batch]:
+        """Parts of equally many clips."""
+        size = len(self.targets) // parts
+        cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
+        return [Batch(self.frames_BTHWC[cut], self.sizes_B2[cut], self.targets[cut]) for cut in cuts]
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
@@ -41,7 +62,7 @@ def collate(clips: Sequence[Clip]) -> Batch:
 
 
 class _Epoch(Dataset[Clip]):
-    def __init__(self, clips: ClipDataset, epoch: int) -> None:
+    def __init__(self, clips: ClipSource, epoch: int) -> None:
         self.clips, self.epoch = clips, epoch
 
     def __len__(self) -> int:
@@ -51,17 +72,27 @@ class _Epoch(Dataset[Clip]):
         return self.clips.sample(index, self.epoch)
 
 
-def batches_in_epoch(clips: ClipDataset, batch: int) -> int:
+def batches_in_epoch(clips: ClipSource, batch: int) -> int:
     """The number of whole batches of an epoch; a remainder is left to the next shuffle."""
     return max(len(clips) // batch, 1)
 
 
-def batches(clips: ClipDataset, batch: int, seed: int, epoch: int, start: int, workers: int) -> Iterator[Batch]:
-    """The batches of an epoch from the `start`-th on."""
+def batches(
+    clips: ClipSource,
+    batch: int,
+    seed: int,
+    epoch: int,
+    start: int,
+    workers: int,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """The batches of an epoch from the `start`-th on; of each, the i-th of n equal shares, where `share` is (i, n)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(clips), generator=generator).tolist()
     size = min(batch, len(clips))
-    groups = [order[i * size : (i + 1) * size] for i in range(start, batches_in_epoch(clips, batch))]
+    own = size // share[1]
+    first = share[0] * own
+    groups = [order[i * size + first :][:own] for i in range(start, batches_in_epoch(clips, batch))]
     loader = DataLoader(
         _Epoch(clips, epoch),
         batch_sampler=groups,

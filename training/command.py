@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "train a preset on a YouTube-VIS data set"
+HELP = "train a preset on YouTube-VIS videos, on COCO images, or on both"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("--preset", default="tiny", help="which model (default: tiny)")
-    parser.add_argument("--data", type=Path, required=True, help="folder with instances.json, or that file")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="YouTube-VIS file, or the folder of instances.json")
+    parser.add_argument(
+        "--coco", type=Path, metavar="FILE", help="COCO instances, alone or in addition, as pseudo clips"
+    )
+    parser.add_argument("--coco-images", type=Path, metavar="DIR", help="their images (default: as COCO lays them out)")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     start = parser.add_mutually_exclusive_group()
@@ -21,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--batch", type=int, help="clips a step, instead of the recipe's")
+    parser.add_argument("--accumulate", type=int, metavar="N", help="compute a step in N parts, for less memory")
+    parser.add_argument(
+        "--checkpoint-activations", action="store_true", help="compute activations twice instead of keeping them"
+    )
     parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: none of their own)")
@@ -30,38 +38,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, and says where the checkpoint lies."""
+    from training.distributed import process_group
+
+    with process_group(_device(arguments.device)) as device:
+        return _train(arguments, device)
+
+
+def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-untyped-def]
     from dataclasses import replace
 
-    from mssts.data.clips import ClipDataset
-    from mssts.data.youtube_vis import read_youtube_vis
     from mssts.errors import MsstsError
     from mssts.model.checkpoint import initialise, load_checkpoint
     from mssts.model.config import preset
     from mssts.model.pretrained import load_backbone_weights
     from training.config import recipe
+    from training.distributed import rank
+    from training.sources import training_data
     from training.trainer import MODEL_FILE, STATE_FILE, Trainer
+
+    def say(line: str) -> None:
+        if rank() == 0:
+            print(line)
 
     chosen = preset(arguments.preset)
     config = recipe(chosen.name)
-    for name in ("epochs", "batch", "learning_rate"):
+    for name in ("epochs", "batch", "accumulate", "learning_rate"):
         value = getattr(arguments, name)
         if value is not None:
             if value <= 0:
                 raise MsstsError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
             config = replace(config, **{name: value})
+    if arguments.checkpoint_activations:
+        config = replace(config, checkpoint_activations=True)
     if not arguments.resume and (arguments.out / STATE_FILE).exists():
         raise MsstsError(f"{arguments.out}: holds a run already; pass --resume to go on with it, or another --out")
-    device = _device(arguments.device)
-    source = arguments.data / "instances.json" if arguments.data.is_dir() else arguments.data
-    dataset = read_youtube_vis(source)
-    dataset.check_images()
-    clips = ClipDataset(dataset, config.transform, config.clip_frames, arguments.seed)
-    chosen = chosen.with_classes(len(dataset.categories))
+    data = training_data(config, arguments.seed, arguments.data, arguments.coco, arguments.coco_images)
+    say(data.summary)
+    chosen = chosen.with_classes(len(data.categories))
     trainer = Trainer(
         chosen,
         config,
-        clips,
-        dataset.categories,
+        data.clips,
+        data.categories,
         arguments.out,
         device,
         arguments.seed,
@@ -72,15 +90,15 @@ def run(arguments: argparse.Namespace) -> int:
         trainer.resume()
     elif arguments.init is not None:
         new = initialise(trainer.model, load_checkpoint(arguments.init, chosen.name))
-        print(f"started from {arguments.init}{_listed('not in it and new', new)}")
+        say(f"started from {arguments.init}{_listed('not in it and new', new)}")
     elif arguments.backbone_weights is not None:
         unused, new = load_backbone_weights(trainer.model, arguments.backbone_weights)
         listed = _listed("unused", unused) + _listed("not in it and new", new)
-        print(f"backbone from {arguments.backbone_weights}{listed}")
+        say(f"backbone from {arguments.backbone_weights}{listed}")
     if not arguments.resume and trainer.averaged is not None:
         trainer.averaged.load_state_dict(trainer.model.state_dict())
     trainer.train()
-    print(f"wrote {arguments.out / MODEL_FILE} after {trainer.step} steps")
+    say(f"wrote {arguments.out / MODEL_FILE} after {trainer.step} steps")
     return 0
 
 

@@ -1,14 +1,15 @@
-"""The training loop: one process, resumable at any step."""
+"""The training loop: one process or several, resumable at any step."""
 
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import math
-import os
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mssts.data.clips import ClipDataset
+from mssts.data.clips import ClipSource
 from mssts.errors import MsstsError
 from mssts.files import atomic_path, write_json
 from mssts.manifest import Category
@@ -29,10 +30,52 @@ from training.batches import Batch, batches, batches_in_epoch
 from training.config import TrainConfig
 from training.criterion import Criterion
 from training.discriminator import Discriminator, foreground, verdict_loss
+from training.distributed import (
+    broadcast_module,
+    gather,
+    rank,
+    sum_gradients,
+    sum_over_ranks,
+    synchronise_batch_norm,
+    world_size,
+)
+from training.metric_log import MetricLog
+from training.recomputation import frozen_statistics, recompute_activations
 
 STATE_FILE = "training_state.pt"
 MODEL_FILE = "model.safetensors"
-METRICS_FILE = "metrics.csv"
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """What the shares and parts of a batch must know of the whole of it."""
+
+    height: int
+    width: int
+    instances: int
+    clips: int
+
+    @classmethod
+    def of(cls, share: Batch) -> _Extent:
+        """The extent of the batch that all processes have a share of."""
+        height, width = share.frames_BTHWC.shape[2:4]
+        heights, widths, instances, clips = zip(
+            *gather((height, width, share.instances, len(share.targets))), strict=True
+        )
+        return cls(max(heights), max(widths), sum(instances), sum(clips))
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """What the model made of N frames, a part of a batch, and what the discriminator is shown of it."""
+
+    terms: dict[str, Tensor]
+    total: Tensor
+    images_N3HW: Tensor
+    features_NChw: Tensor  # of the finest scale
+    drawn_N1hw: Tensor  # probability of the foreground
+    true_N1hw: Tensor
+    share: float  # of the whole batch
 
 
 class Trainer:
@@ -40,13 +83,16 @@ class Trainer:
 
     The run folder holds `model.safetensors` (what to export), `training_state.pt` (what to resume from), `metrics.csv`,
     TensorBoard events and `run.json`. Every file is replaced atomically.
+
+    In a process group (`training.distributed`) each process has a `Trainer` of its own; they stay equal but for the
+    random numbers that dropout draws, and that of rank 0 writes the files.
     """
 
     def __init__(
         self,
         preset: Preset,
         config: TrainConfig,
-        clips: ClipDataset,
+        clips: ClipSource,
         categories: Sequence[Category],
         out: Path,
         device: torch.device,
@@ -58,6 +104,7 @@ class Trainer:
         self.preset, self.config, self.clips, self.categories = preset, config, clips, tuple(categories)
         self.out, self.device, self.seed, self.workers, self.amp = out, device, seed, workers, amp
         self.model = MSSTSVIS(preset.model).to(device)
+        synchronise_batch_norm(self.model)
         self.criterion = Criterion()
         self.optimiser = torch.optim.AdamW(_groups(self.model, config), weight_decay=config.weight_decay, fused=True)
         self.discriminator: Discriminator | None = None
@@ -67,9 +114,20 @@ class Trainer:
                 self.discriminator.parameters(), lr=config.discriminator_rate, betas=(0.5, 0.999)
             )
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.ema_decay else None
+        if config.checkpoint_activations:
+            recompute_activations(self.model)
         self.epoch = 0
         self.step_in_epoch = 0
         self.steps_per_epoch = batches_in_epoch(clips, config.batch)
+        clips_per_step, parts = min(config.batch, len(clips)), world_size() * config.accumulate
+        if clips_per_step % parts:
+            raise MsstsError(
+                f"the {clips_per_step} clips of a step cannot be split over {world_size()} processes times "
+                f"{config.accumulate} accumulated parts; pass a --batch that is a multiple of {parts} and at most "
+                f"{len(clips)}, the number of clips"
+            )
+        if rank():
+            torch.manual_seed(seed + 1_000_003 * rank())  # the models are equal, what dropout drops is not
 
     @property
     def step(self) -> int:
@@ -88,18 +146,25 @@ class Trainer:
 
     def train(self, progress: bool = True) -> None:
         """Trains to the end, saving every `config.save_every` steps and after the last."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_json(self.out / "run.json", self.describe())
-        with MetricLog(self.out, self.step) as log, self._bar(progress) as bar:
+        for module in (self.model, self.averaged, self.discriminator):
+            if module is not None:
+                broadcast_module(module)
+        if rank() == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for torn in (*self.out.glob(f".{Path(STATE_FILE).stem}.*"), *self.out.glob(f".{Path(MODEL_FILE).stem}.*")):
+                torn.unlink()  # a killed process was writing it
+            write_json(self.out / "run.json", self.describe())
+        metric_log = MetricLog(self.out, self.step) if rank() == 0 else nullcontext()
+        with metric_log as log, self._bar(progress) as bar:
             while self.epoch < self.config.epochs:
                 started = time.perf_counter()
-                clips = batches(self.clips, self.config.batch, self.seed, self.epoch, self.step_in_epoch, self.workers)
-                for batch in clips:
+                for batch in self._batches():
                     metrics = self.train_step(batch)
                     self.step_in_epoch += 1
                     metrics["seconds"] = time.perf_counter() - started
                     started = time.perf_counter()
-                    log.write(self.step, metrics)
+                    if log is not None:
+                        log.write(self.step, metrics)
                     bar.update()
                     bar.set_postfix(loss=f"{metrics['loss']:.2f}", epoch=self.epoch, refresh=False)
                     if not math.isfinite(metrics["loss"]):
@@ -112,50 +177,116 @@ class Trainer:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
             self.save()
 
+    def _batches(self) -> Iterator[Batch]:
+        share = rank(), world_size()
+        return batches(self.clips, self.config.batch, self.seed, self.epoch, self.step_in_epoch, self.workers, share)
+
     def _bar(self, progress: bool) -> tqdm[Any]:
-        return tqdm(total=self.total_steps, initial=self.step, unit="step", disable=None if progress else True)
+        return tqdm(
+            total=self.total_steps, initial=self.step, unit="step", disable=None if progress and rank() == 0 else True
+        )
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One step of the model, and one of the discriminator where there is one. Returns the unweighted losses."""
+        """One step of the model, and one of the discriminator where there is one, on this process' share of a batch.
+
+        Returns the unweighted losses of the whole batch.
+        """
         self.model.train()
         factor = self.learning_rate_factor()
         for group in self.optimiser.param_groups:
             group["lr"] = group["factor"] * self.config.learning_rate * factor
-        sizes = batch.sizes_B2.to(self.device)
-        images = normalise(batch.frames_BTHWC.to(self.device), sizes)
-        targets = [target.to(self.device) for target in batch.targets]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            prediction = self.model(images, sizes)
-        losses = self.criterion(self.model, prediction, targets)
-        total = losses.total(self.config.losses)
-        metrics = {name: float(term.detach()) for name, term in losses.terms.items()}
-
-        if self.discriminator is not None and len(losses.clip_of_mask):
-            h, w = prediction.shapes[0]
-            features = prediction.encoded_BTSC[:, :, : h * w].float().flatten(0, 1).transpose(1, 2).unflatten(2, (h, w))
-            flat_images = images.flatten(0, 1)
-            drawn = foreground(losses.mask_logits.sigmoid(), losses.clip_of_mask, len(targets))
-            true = foreground(losses.mask_targets, losses.clip_of_mask, len(targets))
-            # The discriminator first, on what the model drew; then the model, to be taken for real.
-            fake = verdict_loss(self.discriminator(flat_images, features.detach(), drawn.detach()), real=False)
-            real = verdict_loss(self.discriminator(flat_images, features.detach(), true), real=True)
-            discriminator_loss = (fake + real) / 2
-            self.discriminator_optimiser.zero_grad(set_to_none=True)
-            discriminator_loss.backward()
-            self.discriminator_optimiser.step()
-            self.discriminator.requires_grad_(False)
-            adversarial = verdict_loss(self.discriminator(flat_images, features, drawn), real=True)
-            self.discriminator.requires_grad_(True)
-            total = total + self.config.adversarial * adversarial
-            metrics |= {"discriminator": float(discriminator_loss.detach()), "adversarial": float(adversarial.detach())}
+        whole = _Extent.of(batch)
+        parts = batch.padded(whole.height, whole.width).split(self.config.accumulate)
+        adversarial = self.discriminator is not None and whole.instances > 0
+        # The discriminator first, on what the model drew; then the model, to be taken for real.
+        passes: Iterable[_Forward]
+        discriminator: dict[str, float] = {}
+        if len(parts) == 1:
+            passes = [self._forward(parts[0], whole)]
+            if adversarial:
+                discriminator = self._step_discriminator(passes)
+        else:
+            if adversarial:
+                discriminator = self._step_discriminator(self._rehearsal(parts, whole))
+            passes = (self._forward(part, whole) for part in parts)
 
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        sums: dict[str, float] = defaultdict(float)
+        for forward in passes:
+            for name, value in self._backward(forward, adversarial).items():
+                sums[name] += value
+        sums |= discriminator
+        sum_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
         self._average()
-        rate = self.config.learning_rate * factor
-        return {"loss": float(total.detach()), "grad_norm": float(norm), "learning_rate": rate, **metrics}
+        metrics = dict(zip(sums, sum_over_ranks(list(sums.values())), strict=True))
+        loss, rate = metrics.pop("loss"), self.config.learning_rate * factor
+        return {"loss": loss, "grad_norm": float(norm), "learning_rate": rate, **metrics}
+
+    def _forward(self, part: Batch, whole: _Extent) -> _Forward:
+        sizes = part.sizes_B2.to(self.device)
+        images = normalise(part.frames_BTHWC.to(self.device), sizes)
+        targets = [target.to(self.device) for target in part.targets]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            prediction = self.model(images, sizes)
+        losses = self.criterion(self.model, prediction, targets, normaliser=max(whole.instances, 1))
+        h, w = prediction.shapes[0]
+        return _Forward(
+            losses.terms,
+            losses.total(self.config.losses),
+            images.flatten(0, 1),
+            prediction.encoded_BTSC[:, :, : h * w].float().flatten(0, 1).transpose(1, 2).unflatten(2, (h, w)),
+            foreground(losses.mask_logits.sigmoid(), losses.clip_of_mask, len(targets)),
+            foreground(losses.mask_targets, losses.clip_of_mask, len(targets)),
+            len(targets) / whole.clips,
+        )
+
+    def _rehearsal(self, parts: Sequence[Batch], whole: _Extent) -> Iterator[_Forward]:
+        """What the model will make of the parts of an accumulated batch, for the discriminator, which steps before it.
+
+        To keep the graphs of all parts until then would cost the memory that accumulation saves, so that the model
+        computes each part twice, drawing the same random numbers.
+        """
+        with torch.random.fork_rng(self._gpus), frozen_statistics(self.model):
+            for part in parts:
+                with torch.no_grad():
+                    forward = self._forward(part, whole)
+                yield forward
+
+    @property
+    def _gpus(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    def _step_discriminator(self, passes: Iterable[_Forward]) -> dict[str, float]:
+        assert self.discriminator is not None
+        self.discriminator_optimiser.zero_grad(set_to_none=True)
+        sum_of_losses = 0.0
+        for forward in passes:
+            images, features = forward.images_N3HW, forward.features_NChw.detach()
+            fake = verdict_loss(self.discriminator(images, features, forward.drawn_N1hw.detach()), real=False)
+            real = verdict_loss(self.discriminator(images, features, forward.true_N1hw), real=True)
+            loss = (fake + real) / 2 * forward.share
+            loss.backward()
+            sum_of_losses += float(loss.detach())
+        sum_gradients(self.discriminator.parameters())
+        self.discriminator_optimiser.step()
+        return {"discriminator": sum_of_losses}
+
+    def _backward(self, forward: _Forward, adversarial: bool) -> dict[str, float]:
+        """Adds the gradients of the model's losses. Returns those, each this part's share of the whole batch's."""
+        total = forward.total
+        metrics = {name: float(term.detach()) for name, term in forward.terms.items()}
+        if adversarial:
+            assert self.discriminator is not None
+            self.discriminator.requires_grad_(False)
+            verdict = self.discriminator(forward.images_N3HW, forward.features_NChw, forward.drawn_N1hw)
+            self.discriminator.requires_grad_(True)
+            loss = verdict_loss(verdict, real=True) * forward.share
+            total = total + self.config.adversarial * loss
+            metrics["adversarial"] = float(loss.detach())
+        total.backward()
+        return {"loss": float(total.detach()), **metrics}
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -173,17 +304,22 @@ class Trainer:
         return {name: tensor for name, tensor in model.state_dict().items() if "num_batches_tracked" not in name}
 
     def save(self) -> None:
-        """Writes the state to resume from, then the checkpoint."""
+        """Writes the state to resume from, then the checkpoint. All processes call it, for their random numbers."""
+        random = gather([torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self._gpus)])
+        if rank():
+            return
         state: dict[str, Any] = {
             "preset": self.preset.name,
             "seed": self.seed,
             "batch": self.config.batch,
+            "accumulate": self.config.accumulate,
+            "processes": world_size(),
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            "rng": torch.get_rng_state(),
+            "random": random,
         }
         if self.discriminator is not None:
             state["discriminator"] = self.discriminator.state_dict()
@@ -197,7 +333,8 @@ class Trainer:
         """Goes on where the run folder's last saved state stopped.
 
         Raises:
-            MsstsError: there is no state, it is damaged, or it belongs to another preset, seed or batch size.
+            MsstsError: there is no state, it is damaged, or it belongs to another preset, seed, batch size or number of
+                processes, with which it would not go on as it was.
         """
         path = self.out / STATE_FILE
         if not path.is_file():
@@ -206,9 +343,18 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise MsstsError(f"{path}: cannot be read ({type(error).__name__}); train again without --resume") from None
-        for key, own in (("preset", self.preset.name), ("seed", self.seed), ("batch", self.config.batch)):
-            if state[key] != own:
-                raise MsstsError(f"{path}: was trained with {key} {state[key]}, not {own}; pass --{key} {state[key]}")
+        config = self.config
+        own = {"preset": self.preset.name, "seed": self.seed, "batch": config.batch, "accumulate": config.accumulate}
+        for key, value in own.items():
+            if state.get(key) != value:
+                raise MsstsError(
+                    f"{path}: was trained with {key} {state.get(key)}, not {value}; pass --{key} {state.get(key)}"
+                )
+        if state.get("processes") != world_size():
+            raise MsstsError(
+                f"{path}: was trained by {state.get('processes')} processes, not {world_size()}; start as many to go "
+                "on exactly, or pass --init with its checkpoint and another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.averaged is not None:
@@ -217,7 +363,10 @@ class Trainer:
             self.discriminator.load_state_dict(state["discriminator"])
             self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
-        torch.set_rng_state(state["rng"])
+        random, *random_of_gpus = state["random"][rank()]
+        torch.set_rng_state(random)
+        for gpu, random in zip(self._gpus, random_of_gpus, strict=False):
+            torch.cuda.set_rng_state(random, gpu)
 
     def describe(self) -> dict[str, Any]:
         """The run's settings and where it runs, as JSON."""
@@ -226,6 +375,7 @@ class Trainer:
             "config": dataclasses.asdict(self.config),
             "model": dataclasses.asdict(self.preset.model),
             "seed": self.seed,
+            "processes": world_size(),
             "videos": len(self.clips),
             "device": str(self.device),
             "amp": self.amp,
@@ -245,41 +395,3 @@ def _groups(model: MSSTSVIS, config: TrainConfig) -> list[dict[str, Any]]:
         else:
             groups["rest"].append(parameter)
     return [{"params": groups[name], "factor": factor, "lr": 0.0} for name, factor in factors.items()]
-
-
-class MetricLog:
-    """Metrics to `metrics.csv` and to TensorBoard; rows after the resumed step are dropped first."""
-
-    def __init__(self, out: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = out / METRICS_FILE
-        self._names: list[str] = []
-        rows: list[list[str]] = []
-        if step and self._path.exists():
-            with open(self._path, newline="", encoding="utf-8") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
-            self._names = header[1:]
-            rows = [row for row in rows if int(row[0]) <= step]
-        with atomic_path(self._path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["step", *self._names], *rows] if self._names else [])
-        self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = SummaryWriter(os.fspath(out / "tensorboard"), purge_step=step)
-
-    def __enter__(self) -> MetricLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds a row; the first row fixes the columns, so a term that is missing later leaves its cell empty."""
-        writer = csv.writer(self._file)
-        if not self._names:
-            self._names = list(metrics)
-            writer.writerow(["step", *self._names])
-        writer.writerow([step, *(f"{metrics[name]:.6g}" if name in metrics else "" for name in self._names)])
-        self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)

@@ -1,22 +1,40 @@
-"""`mssts evaluate`: YouTube-VIS AP of a results file, offline."""
+"""`mssts evaluate`: YouTube-VIS AP of a results file, or whether a server would take it, offline."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "score results.json against instances.json: the official YouTube-VIS AP, offline"
+HELP = "score results.json against instances.json (the official YouTube-VIS AP, offline), or check a submission"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("--gt", type=Path, required=True, metavar="FILE", help="ground truth in YouTube-VIS format")
-    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="results in YouTube-VIS format")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the metrics to this JSON file too")
+    parser.add_argument("--gt", type=Path, metavar="FILE", help="ground truth in YouTube-VIS format")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="results in YouTube-VIS format")
+    parser.add_argument(
+        "--check", type=Path, metavar="FILE",
+        help="instead of a score: why the benchmark's server would reject this results.json or results.zip",
+    )  # fmt: skip
+    parser.add_argument(
+        "--videos", type=Path, metavar="FILE", help="with --check: the set's instances.json, annotated or not"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the metrics, or the problems, as JSON too")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Evaluates, prints the table and writes the JSON file."""
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates or checks, prints what came out and writes the JSON file."""
+    from mssts.errors import MsstsError
+
+    given = {name for name in ("gt", "results", "check", "videos") if getattr(arguments, name) is not None}
+    if given == {"gt", "results"}:
+        return _score(arguments)
+    if given == {"check", "videos"}:
+        return _check(arguments)
+    raise MsstsError("expected --gt and --results, to score; or --check and --videos, to check a submission")
+
+
+def _score(arguments: argparse.Namespace) -> int:
     from mssts.evaluation import evaluate, format_table
     from mssts.files import write_json
     from mssts.provenance import provenance
@@ -26,3 +44,17 @@ def run(arguments: argparse.Namespace) -> None:
         files = {"ground_truth": str(arguments.gt), "results": str(arguments.results)}
         write_json(arguments.out, {**metrics.to_json(), **files, **provenance()})
     print(format_table(metrics))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from mssts.evaluation import check_submission
+    from mssts.files import write_json
+    from mssts.provenance import provenance
+
+    report = check_submission(arguments.check, arguments.videos)
+    if arguments.out:
+        files = {"submission": str(arguments.check), "videos_file": str(arguments.videos)}
+        write_json(arguments.out, {**report.to_json(), **files, **provenance()})
+    print("\n".join(report.lines()))
+    return 1 if report.problem_count else 0

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mssts.instances import Segmenter
     from mssts.predictor import PredictReport
 
-HELP = "track and segment the objects of videos, on a server or a local engine"
+HELP = "track and segment the objects of videos, on a server, a local engine or a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,13 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="a video, a folder of images, or a YouTube-VIS JSON")
     engine = parser.add_mutually_exclusive_group(required=True)
     engine.add_argument("--url", metavar="grpc://HOST:PORT", help="a server that `mssts serve` started")
-    engine.add_argument("--model", type=Path, metavar="PATH", help="an exported model: its file or its folder")
+    engine.add_argument(
+        "--model", type=Path, metavar="PATH", help="an exported model's file or folder, or a checkpoint"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/predict"), metavar="DIR", help="default %(default)s")
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, metavar="S", help="of what is drawn (default %(default)s)"
     )
     parser.add_argument("--max-videos", type=int, metavar="N", help="only the first N videos of a data set")
     parser.add_argument("--pictures", type=int, metavar="N", help="draw only the first N videos, 0 for none")
+    parser.add_argument(
+        "--whole-video", action="store_true",
+        help="each video as one clip, as in the paper (memory grows with its length; default: overlapping windows)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--zip", dest="archive", action="store_true", help="write results.zip too, for the evaluation server"
+    )
     transfer = parser.add_mutually_exclusive_group()
     transfer.add_argument(
         "--jpeg", dest="transfer", action="store_const", const="jpeg", default="auto",
@@ -45,6 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
         max_videos=arguments.max_videos,
         pictures=arguments.pictures,
         transfer=arguments.transfer,
+        whole_video=arguments.whole_video,
+        archive=arguments.archive,
     )
     source = open_source(arguments.source)
     segmenter = _segmenter(arguments)
@@ -52,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         report = predict(source, segmenter, arguments.out, options)
     finally:
         segmenter.close()
-    _print_summary(report, arguments.out)
+    _print_summary(report, arguments.out, arguments.archive)
 
 
 def _segmenter(arguments: argparse.Namespace) -> Segmenter:
@@ -65,12 +76,13 @@ def _segmenter(arguments: argparse.Namespace) -> Segmenter:
     return LocalSegmenter(arguments.model)
 
 
-def _print_summary(report: PredictReport, out: Path) -> None:
+def _print_summary(report: PredictReport, out: Path, archive: bool) -> None:
     tracks = sum(video.tracks for video in report.videos)
     print(f"videos {len(report.videos)}   frames {report.frames}   clips {report.clips}   tracks {tracks}")
     print(f"frames/s {report.frames_per_second:.2f}   clips/s {report.clips_per_second:.2f}   (without rendering)")
     print("seconds  " + "   ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.stage_seconds.items()))
-    print(f"written to {out}: results.json, report.json" + _pictures(report))
+    files = ", ".join(["results.json", *(["results.zip"] if archive else []), "report.json"])
+    print(f"written to {out}: {files}" + _pictures(report))
 
 
 def _pictures(report: PredictReport) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,18 +18,52 @@ from mssts.errors import MsstsError
 
 
 @dataclass(frozen=True)
+class RelativeCrop:
+    """Keeps at least `least` of each side."""
+
+    least: float = 0.6
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a crop of a frame."""
+        crop_height, crop_width = (math.ceil(side * rng.uniform(self.least, 1)) for side in (height, width))
+        return crop_height, crop_width
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """Keeps `least` to `most` pixels of each side of a frame whose short edge is resized to one of `short_edges`.
+
+    So DETR and SeqFormer crop, whatever the size of the frame; the defaults are theirs.
+    """
+
+    short_edges: tuple[int, ...] = (400, 500, 600)
+    least: int = 384
+    most: int = 600
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a crop of a frame, in the frame's own pixels: it is resized once, after the crop."""
+        scale = int(rng.choice(self.short_edges)) / min(height, width)
+        crop_height, crop_width = (self._side(rng, side, scale) for side in (height, width))
+        return crop_height, crop_width
+
+    def _side(self, rng: np.random.Generator, side: int, scale: float) -> int:
+        most = min(self.most, side * scale)
+        return min(side, max(1, round(rng.uniform(min(self.least, most), most) / scale)))
+
+
+@dataclass(frozen=True)
 class ClipTransform:
     """How clips are augmented. The defaults are SeqFormer's sizes for YouTube-VIS.
 
     `short_edges` are the sizes in pixels of which one is drawn for a clip's short edge, less where the long edge would
-    exceed `long_edge`. `crop`, `flip` and `reverse` (of time) are probabilities. A crop keeps at least `crop_fraction`
-    of each side. `jitter` is the strength of the change of colours, from 0 to 1.
+    exceed `long_edge`. `crop`, `flip` and `reverse` (of time) are probabilities, `crop_size` says how much a crop
+    keeps. `jitter` is the strength of the change of colours, from 0 to 1.
     """
 
     short_edges: tuple[int, ...] = (288, 320, 352, 392, 416, 448, 480, 512)
     long_edge: int = 768
     crop: float = 0.5
-    crop_fraction: float = 0.6
+    crop_size: RelativeCrop | ResizedCrop = ResizedCrop()
     flip: float = 0.5
     reverse: float = 0.5
     jitter: float = 0.4
@@ -47,41 +82,62 @@ class Clip:
     present_NT: np.ndarray  # bool, whether the mask has any pixel
 
 
+class ClipSource(Protocol):
+    """What a training draws its clips from: `len()` of them an epoch, each a pure function of index and epoch."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, epoch: int) -> Clip: ...
+
+
 class ClipDataset:
-    """One clip for each video that has a track to learn from (crowds are none)."""
+    """Clips of the videos that have a track to learn from (crowds are none)."""
 
     def __init__(
-        self, dataset: VideoDataset, transform: ClipTransform, clip_frames: int, seed: int, window: int = 20
+        self,
+        dataset: VideoDataset,
+        transform: ClipTransform,
+        clip_frames: int,
+        seed: int,
+        window: int = 20,
+        every_frame: bool = False,
     ) -> None:
-        """`window` is how far the frames of a clip may lie from its centre frame (IFC, arXiv 2106.03299, uses 20).
+        """
+        Args:
+            dataset: the videos and their tracks.
+            transform: how a clip is augmented.
+            clip_frames: the frames of a clip.
+            seed: of everything that is drawn.
+            window: how far the frames of a clip may lie from its centre frame (IFC, arXiv 2106.03299, uses 20).
+            every_frame: an epoch has a clip about each frame, as SeqFormer's, rather than one of each video.
 
         Raises:
             MsstsError: the data set has no annotated video.
         """
         self.dataset, self.transform = dataset, transform
         self.clip_frames, self.seed, self.window = clip_frames, seed, window
-        self.videos = [video for video in dataset.videos if self._tracks(video)]
+        self.videos = [video for video in dataset.videos if learnable_tracks(dataset, video)]
         if not self.videos:
             raise MsstsError(f"{dataset.source}: no video has an annotation; training needs an annotated split")
+        self._clips: list[tuple[Video, int | None]] = [(video, None) for video in self.videos]
+        if every_frame:
+            self._clips = [(video, t) for video in self.videos for t in range(video.length)]
 
     def __len__(self) -> int:
-        return len(self.videos)
-
-    def _tracks(self, video: Video) -> list[Track]:
-        return [track for track in self.dataset.tracks_of(video) if not track.iscrowd]
+        return len(self._clips)
 
     def sample(self, index: int, epoch: int) -> Clip:
-        """The clip of video `index` in `epoch`.
+        """Clip `index` of `epoch`.
 
         Raises:
             MsstsError: an image is missing, broken or of another size than the file says.
         """
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
-        video = self.videos[index]
-        indices = choose_frames(rng, video.length, self.clip_frames, self.window)
+        video, centre = self._clips[index]
+        indices = choose_frames(rng, video.length, self.clip_frames, self.window, centre)
         if rng.random() < self.transform.reverse:
             indices = indices[::-1]
-        geometry = _Geometry.draw(rng, self.transform, video.height, video.width)
+        geometry = Geometry.draw(rng, self.transform, video.height, video.width)
         colours = _draw_colours(rng, self.transform.jitter)
 
         unique, where = np.unique(indices, return_inverse=True)
@@ -90,35 +146,55 @@ class ClipDataset:
         shape = frames_THWC.shape
         frames_THWC = cv2.transform(frames_THWC.reshape(-1, shape[2], 3), colours).reshape(shape)[where]
 
-        tracks = [track for track in self._tracks(video) if any(track.rles[t] is not None for t in unique)]
+        tracks = [
+            track for track in learnable_tracks(self.dataset, video) if any(track.rles[t] is not None for t in unique)
+        ]
         masks_NTHW = np.zeros((len(tracks), len(unique), *shape[1:3]), bool)
         for n, track in enumerate(tracks):
             for i, t in enumerate(unique):
                 if track.rles[t] is not None:
                     masks_NTHW[n, i] = geometry.mask(self.dataset.mask(track, int(t)))
-        masks_NTHW = masks_NTHW[:, where]
-        boxes_NT4, present_NT = mask_boxes(masks_NTHW)
-        seen = present_NT.any(1)
         labels_N = np.array([self.dataset.label_of[track.category_id] for track in tracks], np.int64)
-        return Clip(
-            video_id=video.id,
-            frame_indices=tuple(indices.tolist()),
-            frames_THWC=frames_THWC,
-            labels_N=labels_N[seen],
-            boxes_NT4=boxes_NT4[seen],
-            masks_NTHW=masks_NTHW[seen],
-            present_NT=present_NT[seen],
-        )
+        return visible_clip(video.id, tuple(indices.tolist()), frames_THWC, labels_N, masks_NTHW[:, where])
 
 
-def choose_frames(rng: np.random.Generator, length: int, clip_frames: int, window: int) -> np.ndarray:
-    """Frames of a clip, ascending: a random centre and others within `window` of it (more where that holds too few).
+def learnable_tracks(dataset: VideoDataset, video: Video) -> list[Track]:
+    """The tracks of a video that are single objects: a crowd's mask is that of many."""
+    return [track for track in dataset.tracks_of(video) if not track.iscrowd]
 
-    A video shorter than the clip gives all its frames, some of them repeatedly.
+
+def visible_clip(
+    video_id: int,
+    frame_indices: tuple[int, ...],
+    frames_THWC: np.ndarray,
+    labels_N: np.ndarray,
+    masks_NTHW: np.ndarray,
+) -> Clip:
+    """A clip of the instances that its masks show in at least one frame."""
+    boxes_NT4, present_NT = mask_boxes(masks_NTHW)
+    seen = present_NT.any(1)
+    return Clip(
+        video_id=video_id,
+        frame_indices=frame_indices,
+        frames_THWC=frames_THWC,
+        labels_N=labels_N[seen],
+        boxes_NT4=boxes_NT4[seen],
+        masks_NTHW=masks_NTHW[seen],
+        present_NT=present_NT[seen],
+    )
+
+
+def choose_frames(
+    rng: np.random.Generator, length: int, clip_frames: int, window: int, centre: int | None = None
+) -> np.ndarray:
+    """Frames of a clip, ascending: `centre` and others within `window` of it (more where that holds too few).
+
+    No `centre` stands for a random one. A video shorter than the clip gives all its frames, some of them repeatedly.
     """
     if length < clip_frames:
         return np.sort(np.concatenate([np.arange(length), rng.integers(length, size=clip_frames - length)]))
-    centre = int(rng.integers(length))
+    if centre is None:
+        centre = int(rng.integers(length))
     low, high = max(0, centre - window), min(length, centre + window + 1)
     if high - low < clip_frames:
         low = max(0, min(low, length - clip_frames))
@@ -144,7 +220,7 @@ def mask_boxes(masks_NTHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class _Geometry:
+class Geometry:
     """A crop, a new size and a flip, for the frames and the masks alike."""
 
     top: int
@@ -156,13 +232,11 @@ class _Geometry:
     flip: bool
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, transform: ClipTransform, height: int, width: int) -> _Geometry:
+    def draw(cls, rng: np.random.Generator, transform: ClipTransform, height: int, width: int) -> Geometry:
         """Draws the geometry of a clip whose frames are height × width."""
         crop_height, crop_width = height, width
         if rng.random() < transform.crop:
-            crop_height, crop_width = (
-                math.ceil(side * rng.uniform(transform.crop_fraction, 1)) for side in (height, width)
-            )
+            crop_height, crop_width = transform.crop_size.draw(rng, height, width)
         top = int(rng.integers(height - crop_height + 1))
         left = int(rng.integers(width - crop_width + 1))
         short, long = sorted((crop_height, crop_width))
@@ -194,13 +268,21 @@ class _Geometry:
 
 
 def _draw_colours(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """A random change of brightness, contrast, saturation and hue as one affine map of RGB, float64 [3, 4].
-
-    Saturation scales, and hue turns, the colour about the grey axis of equal R, G and B.
-    """
+    """A random change of colours, float64 [3, 4]."""
     brightness = 255 * 0.3 * strength * rng.uniform(-1, 1)
     contrast, saturation = 1 + strength * rng.uniform(-1, 1, 2)
     turn = math.pi * 0.25 * strength * rng.uniform(-1, 1)
+    return colour_change(brightness, contrast, saturation, turn)
+
+
+def colour_change(brightness: float, contrast: float, saturation: float, turn: float) -> np.ndarray:
+    """A change of brightness (added), contrast, saturation (factors) and hue (radians) as one affine map of RGB.
+
+    Saturation scales, and hue turns, the colour about the grey axis of equal R, G and B.
+
+    Returns:
+        The map, float64 [3, 4].
+    """
     grey = np.full((3, 3), 1 / 3)
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     colour = saturation * (math.cos(turn) * (np.eye(3) - grey) + math.sin(turn) * across)

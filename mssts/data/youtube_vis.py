@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
 import pycocotools.mask
 
+from mssts.data.fields import Box, Field, check_unique, read_box, read_category, read_flag, read_path
+from mssts.data.rle import read_rle
 from mssts.errors import MsstsError
 from mssts.files import read_json
 from mssts.manifest import Category
-
-Box = tuple[float, float, float, float]
-
-_MAX_SIDE = 65535  # of a JPEG, in pixels
-_MAX_NUMBER = 1e12
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,17 @@ class Track:
 
 @dataclass(frozen=True)
 class VideoDataset:
-    """A data set as its file describes it. `tracks` is empty where the file has no annotations (a test split)."""
+    """A data set as its file describes it. `tracks` is empty where the file has no annotations (a test split).
+
+    A data set of images is `still`: each image is a video of one frame.
+    """
 
     source: Path
     images: Path
     categories: tuple[Category, ...]
     videos: tuple[Video, ...]
     tracks: tuple[Track, ...]
+    still: bool = False
 
     @cached_property
     def videos_by_id(self) -> dict[int, Video]:
@@ -134,7 +135,8 @@ class VideoDataset:
                     self._refuse_image(video, path, "no such image")
 
     def _refuse_image(self, video: Video, path: Path, problem: str) -> NoReturn:
-        raise MsstsError(f"{path}: {problem}; {self.source.name} lists it as a frame of video {video.id}")
+        listed = f"image {video.id}" if self.still else f"a frame of video {video.id}"
+        raise MsstsError(f"{path}: {problem}; {self.source.name} lists it as {listed}")
 
 
 def read_youtube_vis(path: Path | str, images: Path | str | None = None) -> VideoDataset:
@@ -154,112 +156,23 @@ def read_youtube_vis(path: Path | str, images: Path | str | None = None) -> Vide
     elif not Path(images).is_dir():
         raise MsstsError(f"{images}: no such folder; expected the images that {path.name} lists")
 
-    root = _Field(path, "", read_json(path))
-    categories = tuple(_read_category(field) for field in root.get("categories").items())
-    _check_unique(root, "categories", [category.id for category in categories])
+    root = Field(path, "", read_json(path))
+    categories = tuple(read_category(field) for field in root.get("categories").items())
+    check_unique(root, "categories", [category.id for category in categories])
     videos = tuple(_read_video(field) for field in root.get("videos").items())
-    _check_unique(root, "videos", [video.id for video in videos])
+    check_unique(root, "videos", [video.id for video in videos])
 
     annotations = root.get_optional("annotations")
     videos_by_id = {video.id: video for video in videos}
     category_ids = {category.id for category in categories}
     fields = annotations.items() if annotations is not None else []
     tracks = tuple(_read_track(field, videos_by_id, category_ids) for field in fields)
-    _check_unique(root, "annotations", [track.id for track in tracks])
+    check_unique(root, "annotations", [track.id for track in tracks])
     return VideoDataset(path, Path(images), categories, videos, tracks)
 
 
-class _Field:
-    """A JSON value and its place in the file, which the message of a failed check names."""
-
-    __slots__ = ("place", "source", "value")
-
-    def __init__(self, source: Path, place: str, value: Any) -> None:
-        self.source, self.place, self.value = source, place, value
-
-    def fail(self, problem: str) -> NoReturn:
-        raise MsstsError(f"{self.source}: {self.place or 'the file'} {problem}")
-
-    def shown(self) -> str:
-        """The value as a message quotes it."""
-        text = repr(self.value)
-        return text if len(text) <= 40 else f"{text[:37]}..."
-
-    def get(self, key: str) -> _Field:
-        field = self.get_optional(key, null_is_absent=False)
-        if field is None:
-            self.fail(f"has no field {key!r}")
-        return field
-
-    def get_optional(self, key: str, null_is_absent: bool = True) -> _Field | None:
-        if not isinstance(self.value, dict):
-            self.fail(f"must be an object, not {self.shown()}")
-        if key not in self.value or (null_is_absent and self.value[key] is None):
-            return None
-        return _Field(self.source, f"{self.place}.{key}" if self.place else key, self.value[key])
-
-    def items(self) -> list[_Field]:
-        if not isinstance(self.value, list):
-            self.fail(f"must be a list, not {self.shown()}")
-        return [_Field(self.source, f"{self.place}[{i}]", value) for i, value in enumerate(self.value)]
-
-    def frames(self, video: Video) -> list[_Field]:
-        """The entries of a list that must have one for each frame of `video`."""
-        entries = self.items()
-        if len(entries) != video.length:
-            self.fail(f"has {len(entries)} entries, video {video.id} has {video.length} frames")
-        return entries
-
-    def integer(self) -> int:
-        if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value < 0:
-            self.fail(f"must be an integer of at least 0, not {self.shown()}")
-        return self.value
-
-    def side(self) -> int:
-        if not 1 <= self.integer() <= _MAX_SIDE:
-            self.fail(f"must be from 1 to {_MAX_SIDE} pixels, not {self.shown()}")
-        return self.value
-
-    def integers(self) -> list[int]:
-        # Run lengths come by the million: only a list known to be broken is looked at entry by entry.
-        if not isinstance(self.value, list) or not all(type(value) is int and value >= 0 for value in self.value):
-            return [entry.integer() for entry in self.items()]
-        return self.value
-
-    def number(self) -> float:
-        number = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
-        if not number or not abs(self.value) < _MAX_NUMBER:  # NaN is not less than anything
-            self.fail(f"must be a number below {_MAX_NUMBER:g}, not {self.shown()}")
-        return float(self.value)
-
-    def string(self) -> str:
-        if not isinstance(self.value, str) or not self.value:
-            self.fail(f"must be a non-empty string, not {self.shown()}")
-        return self.value
-
-    def equals(self, expected: int, meaning: str) -> None:
-        if self.integer() != expected:
-            self.fail(f"is {self.value}, but {meaning} is {expected}")
-
-
-def _check_unique(root: _Field, key: str, ids: list[int]) -> None:
-    first: dict[int, int] = {}
-    for i, identity in enumerate(ids):
-        if first.setdefault(identity, i) != i:
-            root.get(key).items()[i].fail(f"has the id {identity}, which {key}[{first[identity]}] has already")
-
-
-def _read_category(field: _Field) -> Category:
-    return Category(field.get("id").integer(), field.get("name").string())
-
-
-def _read_video(field: _Field) -> Video:
-    names = []
-    for name in field.get("file_names").items():
-        inside = PurePosixPath(name.string())
-        if inside.is_absolute() or ".." in inside.parts:
-            name.fail(f"must be a path inside the folder of images, not {name.value!r}")
-        names.append(name.value)
+def _read_video(field: Field) -> Video:
+    names = [read_path(name) for name in field.get("file_names").items()]
     if not names:
         field.get("file_names").fail("is empty; a video has at least 1 frame")
     length = field.get_optional("length")
@@ -269,7 +182,7 @@ def _read_video(field: _Field) -> Video:
     return Video(field.get("id").integer(), width, height, tuple(names))
 
 
-def _read_track(field: _Field, videos: dict[int, Video], category_ids: set[int]) -> Track:
+def _read_track(field: Field, videos: dict[int, Video], category_ids: set[int]) -> Track:
     video_id, category_id = field.get("video_id"), field.get("category_id")
     video = videos.get(video_id.integer())
     if video is None:
@@ -281,10 +194,11 @@ def _read_track(field: _Field, videos: dict[int, Video], category_ids: set[int])
         if given is not None:
             given.equals(size, f"the {key} of video {video.id}")
     crowd = field.get_optional("iscrowd")
-    if crowd is not None and crowd.integer() > 1:
-        crowd.fail(f"must be 0 or 1, not {crowd.value}")
 
-    rles = tuple(_read_rle(entry, video) for entry in field.get("segmentations").frames(video))
+    rles = tuple(
+        None if entry.value is None else read_rle(entry, f"video {video.id}", video.height, video.width)
+        for entry in _frames(field.get("segmentations"), video)
+    )
     whole = [None if rle is None else {"size": [video.height, video.width], "counts": rle} for rle in rles]
     bboxes, areas = field.get_optional("bboxes"), field.get_optional("areas")
     return Track(
@@ -295,89 +209,20 @@ def _read_track(field: _Field, videos: dict[int, Video], category_ids: set[int])
         bboxes=tuple(
             [None if rle is None else tuple(pycocotools.mask.toBbox(rle).tolist()) for rle in whole]
             if bboxes is None
-            else [_read_bbox(entry) for entry in bboxes.frames(video)]
+            else [None if entry.value is None else read_box(entry) for entry in _frames(bboxes, video)]
         ),
         areas=tuple(
             [None if rle is None else float(pycocotools.mask.area(rle)) for rle in whole]
             if areas is None
-            else [None if entry.value is None else entry.number() for entry in areas.frames(video)]
+            else [None if entry.value is None else entry.number() for entry in _frames(areas, video)]
         ),
-        iscrowd=crowd is not None and crowd.value == 1,
+        iscrowd=crowd is not None and read_flag(crowd),
     )
 
 
-def _read_bbox(field: _Field) -> Box | None:
-    if field.value is None:
-        return None
+def _frames(field: Field, video: Video) -> list[Field]:
+    """The entries of a list that must have one for each frame of `video`."""
     entries = field.items()
-    if len(entries) != 4:
-        field.fail(f"must be x, y, width, height, not {len(entries)} numbers")
-    x, y, width, height = (entry.number() for entry in entries)
-    if width < 0 or height < 0:
-        field.fail(f"has a negative width or height: {field.value}")
-    return x, y, width, height
-
-
-def _read_rle(field: _Field, video: Video) -> bytes | None:
-    """A mask of any of COCO's three forms, as compressed run lengths."""
-    if field.value is None:
-        return None
-    if isinstance(field.value, list):
-        return _from_polygons(field, video)
-    counts = field.get("counts")
-    size = field.get("size").integers()
-    if size != [video.height, video.width]:
-        field.get("size").fail(f"is {size}, but video {video.id} is [{video.height}, {video.width}] (height, width)")
-
-    pixels = video.height * video.width
-    if isinstance(counts.value, list):
-        covered = sum(counts.integers())
-        if covered != pixels:
-            counts.fail(f"covers {covered} pixels, the frame has {pixels}")
-        return pycocotools.mask.frPyObjects(field.value, video.height, video.width)["counts"]
-    text = counts.string()
-    decoded = run_lengths(text.encode("utf-8", "surrogatepass"))
-    if decoded is None or (decoded < 0).any():
-        counts.fail(f"is not a COCO run-length string: {counts.shown()}")
-    if int(decoded.sum()) != pixels:
-        counts.fail(f"covers {int(decoded.sum())} pixels, the frame has {pixels}")
-    return text.encode("ascii")
-
-
-def _from_polygons(field: _Field, video: Video) -> bytes:
-    polygons = [[coordinate.number() for coordinate in polygon.items()] for polygon in field.items()]
-    if not polygons:
-        field.fail("is an empty list of polygons; write null where the object is not visible")
-    for polygon, entry in zip(polygons, field.items(), strict=True):
-        if len(polygon) < 6 or len(polygon) % 2:
-            entry.fail(f"has {len(polygon)} numbers, a polygon has an even number of at least 6 (x1, y1, x2, y2, …)")
-        # pycocotools walks the outline pixel by pixel, however far away it is.
-        if max(map(abs, polygon)) > 2 * _MAX_SIDE:
-            entry.fail("lies far outside the frame")
-    rles = pycocotools.mask.frPyObjects(polygons, video.height, video.width)
-    return pycocotools.mask.merge(rles)["counts"]
-
-
-def run_lengths(counts: bytes) -> np.ndarray | None:
-    """The runs (background first) that a COCO run-length string stands for, int64; None if it is malformed.
-
-    pycocotools' own reader trusts its input: it reads beyond a truncated string.
-
-    The format: numbers in groups of 5 bits, least significant first, each a printable character from `0`; bit 5 says
-    that the number continues, bit 4 of its last group is the sign; from the fourth on, a number is the difference to
-    the run two before it.
-    """
-    groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if not groups.size or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
-        return None
-    last = np.flatnonzero((groups & 32) == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    sizes = last - first + 1
-    if sizes.max() > 7:  # 35 bits: more than any run of pixels, and far from overflow
-        return None
-    shifts = 5 * (np.arange(groups.size) - np.repeat(first, sizes))
-    runs = np.add.reduceat((groups & 31) << shifts, first)
-    runs -= np.where(groups[last] & 16, 1 << (5 * sizes), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
+    if len(entries) != video.length:
+        field.fail(f"has {len(entries)} entries, video {video.id} has {video.length} frames")
+    return entries

@@ -1,6 +1,7 @@
-"""YouTube-VIS average precision of results, offline."""
+"""YouTube-VIS average precision of results, offline, and what would make a server refuse them."""
 
 from mssts.evaluation.average_precision import evaluate
 from mssts.evaluation.metrics import CategoryMetrics, Metrics, format_table
+from mssts.evaluation.submission import SubmissionReport, check_submission
 
-__all__ = ["CategoryMetrics", "Metrics", "evaluate", "format_table"]
+__all__ = ["CategoryMetrics", "Metrics", "SubmissionReport", "check_submission", "evaluate", "format_table"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from mssts.data.youtube_vis import run_lengths
+from mssts.data.rle import run_lengths
 from mssts.errors import MsstsError
 
 _FARTHEST = 1e6  # pixels; pycocotools walks along a polygon pixel by pixel

@@ -54,10 +54,8 @@ class GroundTruth:
     notes: tuple[str, ...]
 
 
-def read_ground_truth(value: Any, source: str) -> GroundTruth:
-    """Reads the JSON value of an `instances.json`; annotations of videos or categories it does not list are left out.
-
-    An object's size is the mean of its `areas`, as in the official evaluation, or of its masks' where those are absent.
+def read_videos(value: Any, source: str) -> tuple[dict[int, Video], dict[int, str]]:
+    """The videos and the category names by id, of the JSON value of an `instances.json`, with annotations or without.
 
     Raises:
         MsstsError: a field is missing or wrong; the message names `source`, the entry and the field.
@@ -75,7 +73,18 @@ def read_ground_truth(value: Any, source: str) -> GroundTruth:
     for entry, where in _entries(value, "categories", source):
         _unique_id(entry, where, categories)
         categories[_integer(entry, "id", where)] = str(entry.get("name", entry["id"]))
+    return videos, categories
 
+
+def read_ground_truth(value: Any, source: str) -> GroundTruth:
+    """Reads the JSON value of an `instances.json`; annotations of videos or categories it does not list are left out.
+
+    An object's size is the mean of its `areas`, as in the official evaluation, or of its masks' where those are absent.
+
+    Raises:
+        MsstsError: a field is missing or wrong; the message names `source`, the entry and the field.
+    """
+    videos, categories = read_videos(value, source)
     tracks: dict[int, Track] = {}
     left_out = []
     for entry, where in _entries(value, "annotations", source):
@@ -114,23 +123,51 @@ def read_predictions(value: Any, source: str, truth: GroundTruth) -> tuple[tuple
         where = f"{source}: entry {index}"
         if not isinstance(entry, dict):
             raise MsstsError(f"{where}: expected an object, found {json_kind(entry)}")
-        video_id, category_id = _integer(entry, "video_id", where), _integer(entry, "category_id", where)
-        if video_id not in truth.videos:
-            raise MsstsError(f"{where}: video_id {video_id} is not among the {len(truth.videos)} ground-truth videos")
-        score = _field(entry, "score", where, (int, float))
-        if not abs(score) <= sys.float_info.max:  # NaN is not at most anything
-            raise MsstsError(f"{where}: score must be a finite number, found {score}")
+        video_id, category_id = read_video_id(entry, where, truth.videos), read_category_id(entry, where)
+        score = read_score(entry, where)
         rles = _rles(entry, where, truth.videos[video_id])
         if category_id not in truth.categories:
             left_out.append(f"entry {index} has {category_id}")
             continue
         pixels_T = _pixels(rles)
         area = _mean_area(pixels_T)
-        tracks.append(Track(index + 1, video_id, category_id, rles, pixels_T, area, score=float(score)))
+        tracks.append(Track(index + 1, video_id, category_id, rles, pixels_T, area, score=score))
     if not left_out:
         return tuple(tracks), ()
     note = f"{source}: {len(left_out)} predictions left out, whose category_id the ground truth lacks ({left_out[0]})"
     return tuple(tracks), (note,)
+
+
+def read_video_id(entry: dict[str, Any], where: str, videos: dict[int, Video]) -> int:
+    """A prediction's `video_id`; `MsstsError` if it is none of `videos`."""
+    video_id = _integer(entry, "video_id", where)
+    if video_id not in videos:
+        raise MsstsError(f"{where}: video_id {video_id} is not among the {len(videos)} ground-truth videos")
+    return video_id
+
+
+def read_category_id(entry: dict[str, Any], where: str) -> int:
+    """A prediction's `category_id`; `MsstsError` if it is not an integer."""
+    return _integer(entry, "category_id", where)
+
+
+def read_score(entry: dict[str, Any], where: str) -> float:
+    """A prediction's `score`; `MsstsError` if it is not a finite number."""
+    score = _field(entry, "score", where, (int, float))
+    if not abs(score) <= sys.float_info.max:  # NaN is not at most anything
+        raise MsstsError(f"{where}: score must be a finite number, found {score}")
+    return float(score)
+
+
+def read_segmentations(entry: dict[str, Any], where: str, video: Video) -> list[Any]:
+    """An entry's `segmentations`, not yet read as masks; `MsstsError` unless there is one for each frame."""
+    segmentations: list[Any] = _field(entry, "segmentations", where, list)
+    if len(segmentations) != video.frames:
+        raise MsstsError(
+            f"{where}: segmentations has {len(segmentations)} entries, but video_id {entry['video_id']}"
+            f" has {video.frames} frames"
+        )
+    return segmentations
 
 
 def _entries(value: dict[str, Any], name: str, source: str) -> list[tuple[dict[str, Any], str]]:
@@ -197,10 +234,5 @@ def _pixels(rles: tuple[dict[str, Any] | None, ...]) -> np.ndarray:
 
 
 def _rles(entry: dict[str, Any], where: str, video: Video) -> tuple[dict[str, Any] | None, ...]:
-    segmentations = _field(entry, "segmentations", where, list)
-    if len(segmentations) != video.frames:
-        raise MsstsError(
-            f"{where}: segmentations has {len(segmentations)} entries, but video_id {entry['video_id']}"
-            f" has {video.frames} frames"
-        )
+    segmentations = read_segmentations(entry, where, video)
     return tuple(read_mask(value, f"{where}: segmentations[{t}]", video.size) for t, value in enumerate(segmentations))

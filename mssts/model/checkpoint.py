@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mssts.errors import MsstsError
-from mssts.files import atomic_path
-from mssts.manifest import Category
+from mssts.files import atomic_path, sha256
+from mssts.manifest import Category, Manifest
 from mssts.model.config import ModelConfig, Preset, Switches, preset
 from mssts.model.mssts_vis import MSSTSVIS, parameter_shapes
 from mssts.model.released import read_released, released_categories
@@ -46,6 +46,31 @@ class Checkpoint:
         model = MSSTSVIS(self.preset.model)
         load_weights(model, self.weights, self.path)
         return model.eval()
+
+    def manifest(
+        self,
+        artefact: Path,
+        top_k: int | None = None,
+        checks: dict[str, Any] | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> Manifest:
+        """The manifest of an fp32 engine of this model that lies in the file `artefact`, or of the checkpoint itself.
+
+        `top_k` is the preset's if None; the other arguments are the manifest's fields.
+        """
+        return Manifest(
+            preset=self.preset.name,
+            precision="fp32",
+            categories=self.categories,
+            input=self.preset.input,
+            clip_frames=self.preset.clip_frames,
+            clip_overlap=self.preset.clip_overlap,
+            top_k=self.preset.top_k if top_k is None else top_k,
+            artefact=artefact.name,
+            artefact_sha256=sha256(artefact),
+            checks=checks or {},
+            provenance=provenance or {},
+        )
 
 
 def load_weights(model: MSSTSVIS, weights: dict[str, Tensor], source: Path | str) -> None:

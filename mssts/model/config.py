@@ -26,6 +26,7 @@ BASELINE = Switches(intra_scale=False, inter_scale=False, temporal_decoder=False
 class ModelConfig:
     """The architecture. `width` is C, and a mask feature has C/32 channels at least 8."""
 
+    classes: int
     backbone: str = "resnet50"
     # "frozen" is what ImageNet weights want; "batch" is for training from scratch.
     backbone_norm: str = "frozen"
@@ -37,7 +38,6 @@ class ModelConfig:
     decoder_layers: int = 6
     ffn_width: int = 1024
     queries: int = 300
-    classes: int = 42
     dropout: float = 0.1
     split_width: int = 64
     split_heads: int = 4
@@ -62,8 +62,17 @@ class Preset:
 
 
 def mssts_r50() -> Preset:
-    """The paper's ResNet-50 model (Table 1): 256 channels, 6+6 layers, 300 queries, clips of 5 frames at 360×640."""
-    return Preset("mssts_r50", ModelConfig(), InputRule(360, 640), clip_frames=5, clip_overlap=2, top_k=10)
+    """The paper's ResNet-50 model (Table 1): 256 channels, 6+6 layers, 300 queries, clips of 5 frames at 360×640.
+
+    42 classes, as released: labels are YouTube-VIS' category ids 1 to 40, and 0 and 41 are not used.
+    """
+    model = ModelConfig(classes=42)
+    return Preset("mssts_r50", model, InputRule(360, 640), clip_frames=5, clip_overlap=2, top_k=10)
+
+
+def mssts_r50_ablation() -> Preset:
+    """The same model trained as the paper's ablations were: on YouTube-VIS alone, with an earlier drop."""
+    return replace(mssts_r50(), name="mssts_r50_ablation")
 
 
 def mssts_r101() -> Preset:
@@ -108,7 +117,7 @@ def tiny() -> Preset:
 
 
 PRESETS: dict[str, Callable[[], Preset]] = {
-    make.__name__: make for make in (mssts_r50, mssts_r101, mssts_x101, mssts_swin_l, tiny)
+    make.__name__: make for make in (mssts_r50, mssts_r50_ablation, mssts_r101, mssts_x101, mssts_swin_l, tiny)
 }
 
 

@@ -12,7 +12,7 @@ import mssts
 from mssts import contract
 from mssts.errors import MsstsError
 from mssts.manifest import FILE_NAME, Manifest
-from mssts.runners import model_path
+from mssts.runners import is_checkpoint, model_path
 from mssts.serving.installation import make_temporary_folder
 from mssts.serving.model_config import STAGES, config_pbtxt
 
@@ -23,6 +23,11 @@ def _find_engine(model: Path) -> tuple[Path, Manifest]:
     if not model.exists():
         raise MsstsError(
             f"{model}: no such file or folder; expected an engine, as `mssts export CKPT --out DIR` writes"
+        )
+    if is_checkpoint(model):
+        raise MsstsError(
+            f"{model}: a checkpoint, and a server takes an exported engine; run `mssts export {model} --out DIR`, "
+            "then serve DIR"
         )
     manifest = Manifest.read(model)
     path = model_path(model).resolve()

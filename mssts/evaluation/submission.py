@@ -1,0 +1,210 @@
+"""Says why the benchmark's server would reject a submission, or not count an entry, before it is uploaded.
+
+The server runs the youtubevos fork of the COCO API (github.com/youtubevos/cocoapi, `ytvos.py`): it fails on the whole
+submission where an entry is broken, reads compressed run lengths alone, and looks at the first entry of the list.
+Categories that the set does not have it leaves out silently, which is never meant, and so a problem here.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mssts.errors import MsstsError
+from mssts.evaluation.masks import json_kind, read_mask
+from mssts.evaluation.tracks import (
+    Video,
+    read_category_id,
+    read_score,
+    read_segmentations,
+    read_video_id,
+    read_videos,
+)
+from mssts.files import read_json
+from mssts.results import RESULTS
+
+_MAX_SHOWN = 50
+_LARGE = 200 << 20  # bytes; servers and browsers differ, so this gives a note and not a problem
+
+
+@dataclass(frozen=True)
+class SubmissionReport:
+    """What was found in a submission; it would be accepted, and all of it counted, if `problem_count` is 0.
+
+    Attributes:
+        problems: the first of them, a line each, that names entry and field.
+        problem_count: of all.
+        entries: the predictions in it, broken or not.
+        videos_predicted: of the set's `videos`, how many a prediction names.
+        uploaded_bytes: the size of the file.
+        unpacked_bytes: the size of its `results.json`.
+        notes: for people: what is no reason to reject it.
+    """
+
+    problems: tuple[str, ...]
+    problem_count: int
+    entries: int
+    videos: int
+    videos_predicted: int
+    uploaded_bytes: int
+    unpacked_bytes: int
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value with these fields."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people: a line each problem, how many there are, and a summary."""
+        more = self.problem_count - len(self.problems)
+        count = "1 problem" if self.problem_count == 1 else f"{self.problem_count} problems"
+        verdict = f"{count}: would be rejected, or not counted" if self.problem_count else "no problem found"
+        sizes = f"{_shown_size(self.uploaded_bytes)}, {_shown_size(self.unpacked_bytes)} unpacked"
+        counts = f"{self.entries} predictions for {self.videos_predicted} of {self.videos} videos, {sizes}"
+        notes = [f"note: {note}" for note in self.notes]
+        return [*self.problems, *([f"… and {more} more"] if more else []), f"{verdict}; {counts}", *notes]
+
+
+def check_submission(results: Path | str, videos: Path | str) -> SubmissionReport:
+    """Checks a `results.json`, or a zip archive of one, against the set of videos it is for.
+
+    Args:
+        results: the file to upload.
+        videos: the set's `instances.json`, with annotations or without.
+
+    Raises:
+        MsstsError: there is no such file as `results`, or `videos` is wrong.
+    """
+    results = Path(results)
+    if not results.is_file():
+        raise MsstsError(f"{results}: no such file; expected a results.json or results.zip")
+    known, categories = read_videos(read_json(videos), str(videos))
+    problems = _Problems()
+    notes: list[str] = []
+    predicted: set[int] = set()
+    entries: list[Any] = []
+    text = b""
+    with problems.collected():
+        text = _read(results)
+        entries = _parse(text, results.name)
+        if not entries:
+            raise MsstsError(f"{results.name}: an empty list; the server fails on a submission without a prediction")
+    for index, entry in enumerate(tqdm(entries, desc="checking", unit="", leave=False, disable=None)):
+        _check_entry(entry, f"{results.name}: entry {index}", known, categories, problems, predicted)
+    if len(predicted) < len(known):
+        notes.append(f"{len(known) - len(predicted)} videos have no prediction, which counts as nothing found there")
+    if results.suffix.lower() != ".zip":
+        notes.append(f"servers take it zipped, with {RESULTS} at the root of the archive (`mssts predict --zip`)")
+    if len(text) > _LARGE:
+        notes.append(f"{_shown_size(len(text))} is large for an upload; the released code keeps 10 predictions a video")
+    return SubmissionReport(
+        problems=tuple(problems.shown),
+        problem_count=problems.count,
+        entries=len(entries),
+        videos=len(known),
+        videos_predicted=len(predicted),
+        uploaded_bytes=results.stat().st_size,
+        unpacked_bytes=len(text),
+        notes=tuple(notes),
+    )
+
+
+class _Problems:
+    """The first problems, and the number of all."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.count = 0
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """The error that ends the block, if one does, is a problem."""
+        try:
+            yield
+        except MsstsError as error:
+            self.count += 1
+            if len(self.shown) < _MAX_SHOWN:
+                self.shown.append(str(error))
+
+
+def _check_entry(
+    entry: Any,
+    where: str,
+    videos: dict[int, Video],
+    categories: dict[int, str],
+    problems: _Problems,
+    predicted: set[int],
+) -> None:
+    """Every field on its own, so that one that is wrong does not hide the next."""
+    if not isinstance(entry, dict):
+        with problems.collected():
+            raise MsstsError(f"{where}: expected an object, found {json_kind(entry)}")
+        return
+    video = None
+    with problems.collected():
+        video_id = read_video_id(entry, where, videos)
+        predicted.add(video_id)
+        video = videos[video_id]
+    with problems.collected():
+        category_id = read_category_id(entry, where)
+        if category_id not in categories:
+            raise MsstsError(
+                f"{where}: category_id {category_id} is not among the {len(categories)} categories of the set"
+            )
+    with problems.collected():
+        score = read_score(entry, where)
+        if not 0 <= score <= 1:
+            raise MsstsError(f"{where}: score must be a probability from 0 to 1, found {score:g}")
+    segmentations: list[Any] = []
+    if video is not None:
+        with problems.collected():
+            segmentations = read_segmentations(entry, where, video)
+        for t, segmentation in enumerate(segmentations):
+            with problems.collected():
+                _check_segmentation(segmentation, f"{where}: segmentations[{t}]", video)
+
+
+def _check_segmentation(value: Any, where: str, video: Video) -> None:
+    counts = value.get("counts") if isinstance(value, dict) else None
+    kind = "polygons" if value and isinstance(value, list) else "uncompressed run lengths"
+    if kind == "polygons" or isinstance(counts, list):
+        raise MsstsError(
+            f"{where}: {kind}, but the server reads compressed run lengths alone (pycocotools.mask.encode)"
+        )
+    read_mask(value, where, video.size)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of the submission's `results.json`."""
+    if path.suffix.lower() != ".zip":
+        return path.read_bytes()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if names != [RESULTS]:
+                held = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                raise MsstsError(f"{path.name}: holds {held or 'nothing'}; expected {RESULTS} at its root, and no more")
+            return archive.read(RESULTS)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # damaged, encrypted, …
+        raise MsstsError(f"{path.name}: not a zip archive that can be read ({error})") from None
+
+
+def _parse(text: bytes, source: str) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MsstsError(f"{source}: not valid JSON ({error})") from None
+    if not isinstance(value, list):
+        raise MsstsError(f"{source}: expected a list of predictions, found {json_kind(value)}")
+    return value
+
+
+def _shown_size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

@@ -1,0 +1,84 @@
+"""Runs a checkpoint in PyTorch, without an export: for research, and wherever there is torch but no engine yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mssts.errors import MsstsError
+from mssts.manifest import Manifest
+from mssts.model.checkpoint import load_checkpoint
+from mssts.model.engine import Engine
+from mssts.provenance import cpu_count
+from mssts.runners.base import EngineOutput
+
+
+class TorchRunner:
+    """A checkpoint as `mssts.runners.base.Runner`, in fp32: what its export computes.
+
+    Args:
+        checkpoint: one of `mssts train` (.safetensors), or of the released code (.pth).
+        threads: cores one inference uses, which PyTorch sets for the whole process; all it may use if None.
+        device: as PyTorch names it; if None, a GPU if there is one.
+
+    Raises:
+        MsstsError: the checkpoint is absent or broken; PyTorch has no such device.
+    """
+
+    def __init__(self, checkpoint: Path | str, threads: int | None = None, device: str | None = None) -> None:
+        self._path = Path(checkpoint)
+        loaded = load_checkpoint(self._path)
+        self._manifest = loaded.manifest(self._path)
+        self._threads = threads or cpu_count()
+        torch.set_num_threads(self._threads)
+        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self._device = torch.device(name)
+            self._engine = Engine(loaded.build(), self._manifest.top_k).eval().to(self._device)
+        except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
+            raise MsstsError(f"PyTorch cannot use the device {name!r}: {_first_line(error)}") from None
+
+    @property
+    def manifest(self) -> Manifest:
+        """What an export's manifest would say: classes, input and windows, as the checkpoint and its preset have them;
+        the artefact is the checkpoint."""
+        return self._manifest
+
+    def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
+        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+
+        Raises:
+            MsstsError: PyTorch failed, as where memory does not suffice; the message holds its reason.
+        """
+        try:
+            # Copies, as PyTorch takes neither read-only arrays nor reversed ones.
+            frames, sizes = (torch.from_numpy(array.copy("C")).to(self._device) for array in (frames_BTHWC, sizes_B2))
+            with torch.inference_mode():
+                outputs = self._engine(frames, sizes)
+            return EngineOutput(*(output.cpu().numpy() for output in outputs))
+        except (RuntimeError, MemoryError) as error:
+            shape = list(frames_BTHWC.shape)
+            raise MsstsError(f"{self._path}: the model failed on frames {shape}: {_first_line(error)}") from None
+
+    def describe(self) -> dict[str, Any]:
+        """What runs. `kernels` are those of ours that are active: none here, the definitions in PyTorch run."""
+        return {
+            "name": "pytorch",
+            "version": torch.__version__,
+            "device": str(self._device),
+            "precision": self._manifest.precision,
+            "threads": self._threads,
+            "kernels": [],
+        }
+
+    def close(self) -> None:
+        """Frees the model; the runner cannot be used afterwards."""
+        del self._engine
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
