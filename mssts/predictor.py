@@ -24,11 +24,10 @@ from mssts.overlay import Overlay
 from mssts.pipeline import LocalSegmenter
 from mssts.preprocessing import encode_jpeg
 from mssts.provenance import provenance
-from mssts.results import RESULTS, submission_entries, write_archive, write_submission
+from mssts.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
 from mssts.tracking import Linker, Track, windows
 
 ARCHIVE = "results.zip"
-REPORT = "report.json"
 
 # Instances below it change no average precision, but an engine returns as many as it is asked for in every window.
 _MIN_SCORE = 0.01
@@ -46,6 +45,7 @@ class PredictOptions:
     Attributes:
         score_threshold: tracks whose score is below are not drawn; the results hold them all the same.
         max_videos: of a data set, the first so many; all if None.
+        shard: (k, n): of those, every n-th from the k-th on, counting from 0, so that n processes share a data set.
         pictures: of how many videos, the first ones, pictures are written; of all if None.
         transfer: what the segmenter is sent. `auto`: the file's own bytes where frames are JPEG or PNG files, else raw
             pixels; `jpeg`: as `auto`, but raw pixels are encoded first (fewer bytes, slightly other pixels); `raw`.
@@ -56,6 +56,7 @@ class PredictOptions:
 
     score_threshold: float = 0.3
     max_videos: int | None = None
+    shard: tuple[int, int] = (0, 1)
     pictures: int | None = None
     transfer: Literal["auto", "jpeg", "raw"] = "auto"
     whole_video: bool = False
@@ -66,6 +67,8 @@ class PredictOptions:
             raise MsstsError(f"the score threshold must be from 0 to 1, not {self.score_threshold}")
         if self.max_videos is not None and self.max_videos < 1:
             raise MsstsError(f"the number of videos must be at least 1, not {self.max_videos}")
+        if not 0 <= self.shard[0] < self.shard[1]:
+            raise MsstsError(f"the shard must be K/N with K from 0 to N-1, not {self.shard[0]}/{self.shard[1]}")
         if self.pictures is not None and self.pictures < 0:
             raise MsstsError(f"the number of videos with pictures must be at least 0, not {self.pictures}")
 
@@ -97,6 +100,8 @@ class PredictReport:
             `postprocess`, `overhead` (of a server: queues, and copies from model to model), `transfer` (what a request
             took beyond its time in the server: network and serialisation), `link`; and `render`, which comes on top.
             A server's stages count what it did for others meanwhile.
+        videos: one report a video.
+        shard: as in `PredictOptions`.
     """
 
     source: str
@@ -106,6 +111,7 @@ class PredictReport:
     seconds: float
     stage_seconds: dict[str, float]
     videos: tuple[VideoReport, ...]
+    shard: tuple[int, int]
 
     @property
     def frames_per_second(self) -> float:
@@ -173,7 +179,8 @@ def predict(
             or `out` cannot be written.
     """
     options = options or PredictOptions()
-    videos = source.videos[: options.max_videos]
+    part, parts = options.shard
+    videos = source.videos[: options.max_videos][part::parts]
     lengths = [video.length for video in videos if video.length is not None]
     total = sum(lengths) if len(lengths) == len(videos) else None
     entries: list[dict[str, Any]] = []
@@ -202,6 +209,7 @@ def predict(
             seconds=seconds,
             stage_seconds=_split(clock.seconds, {stage: after[stage] - before[stage] for stage in after}),
             videos=tuple(reports),
+            shard=options.shard,
         )
         write_submission(folder / RESULTS, entries)
         if options.archive:

@@ -80,8 +80,11 @@ def test_the_checkpoint_is_small_and_the_demo_is_held_out():
 
 def test_a_video_of_ones_own_has_pictures_and_no_ap(finished):
     out, _ = finished
+    (out.parent / "own").mkdir()
+    (out.parent / "own" / "engine").symlink_to(out / "engine")  # which --reuse finds unchanged
     done = demo(out.parent / "own", "--video", str(out / "00000.mp4"))
     assert done.returncode == 0, done.stderr
+    assert "kept " in done.stdout
     report = json.loads((out.parent / "own" / "report.json").read_text())
     assert "ap" not in report
     assert report["frames"] == 12

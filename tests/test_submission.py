@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from toy_engine import write_toy_engine
 
 from mssts.cli import main
+from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.evaluation import check_submission
 
 SIZE = (8, 10)
@@ -215,3 +217,44 @@ def test_an_absent_file_is_an_error_and_no_verdict(
     assert "absent.zip: no such file" in capsys.readouterr().err
     assert check(write(tmp_path / "results.json", [entry()]), tmp_path / "absent.json") == 2
     assert "absent.json: no such file" in capsys.readouterr().err
+
+
+def test_shards_of_a_data_set_are_scored_as_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, engine = tmp_path / "data", tmp_path / "engine"
+    write_dataset(data, 5, 0, MovingShapesConfig(width=64, height=48, length=3), progress=False)
+    write_toy_engine(engine)
+    truth = str(data / "instances.json")
+
+    def predict(out: str, *options: str) -> Path:
+        arguments = ["--model", str(engine), "--pictures", "0", "--out", str(tmp_path / out), *options]
+        assert main(["predict", truth, *arguments]) == 0
+        return tmp_path / out
+
+    whole = predict("whole") / "results.json"
+    shards = [predict("parts", "--shard", f"{k}/2") / f"shard-{k}-of-2" / "results.json" for k in range(2)]
+    videos = [{entry["video_id"] for entry in json.loads(path.read_text())} for path in shards]
+    assert not videos[0] & videos[1]
+
+    def score(*results: Path) -> str:
+        capsys.readouterr()
+        assert main(["evaluate", "--gt", truth, "--results", *map(str, results)]) == 0
+        return capsys.readouterr().out
+
+    assert score(*shards) == score(whole)
+    assert main(["evaluate", "--gt", truth, "--results", str(shards[1]), str(shards[1])]) == 2
+    assert "shards 1/2, 1/2; expected each of the 2 shards once" in capsys.readouterr().err
+
+
+def test_torchrun_tells_each_process_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, engine = tmp_path / "data", tmp_path / "engine"
+    write_dataset(data, 3, 0, MovingShapesConfig(width=64, height=48, length=2), progress=False)
+    write_toy_engine(engine)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    arguments = ["--model", str(engine), "--pictures", "0", "--out", str(tmp_path / "out")]
+    assert main(["predict", str(data / "instances.json"), *arguments]) == 0
+    report = json.loads((tmp_path / "out" / "shard-1-of-3" / "report.json").read_text())
+    assert report["shard"] == [1, 3]
+    assert [video["id"] for video in report["videos"]] == [2]

@@ -16,13 +16,13 @@ from mssts.data.moving_shapes import CATEGORIES, MovingShapesConfig, write_datas
 from mssts.data.youtube_vis import read_youtube_vis
 from mssts.errors import MsstsError
 from mssts.model.checkpoint import load_checkpoint, save_checkpoint
-from mssts.model.config import Preset, tiny
+from mssts.model.config import BASELINE, Preset, tiny
 from mssts.model.mssts_vis import MSSTSVIS
 from training.batches import batches, collate
 from training.boxes import generalised_iou, to_corners
 from training.config import TrainConfig
 from training.criterion import Criterion, LossWeights
-from training.discriminator import foreground
+from training.discriminator import Discriminator, foreground, verdict_loss
 from training.matcher import MatchCosts, Target, match
 from training.metric_log import METRICS_FILE
 from training.trainer import MODEL_FILE, STATE_FILE, Trainer
@@ -50,9 +50,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trainer(shapes: Path, out: Path, **changes: object) -> Trainer:
+def trainer(shapes: Path, out: Path, preset: Preset = PRESET, **changes: object) -> Trainer:
     clips = ClipDataset(read_youtube_vis(shapes / "instances.json"), CONFIG.transform, CONFIG.clip_frames, 0)
-    return Trainer(PRESET, replace(CONFIG, **changes), clips, CATEGORIES, out, torch.device("cpu"), 0, amp=False)
+    return Trainer(preset, replace(CONFIG, **changes), clips, CATEGORIES, out, torch.device("cpu"), 0, amp=False)
 
 
 def target(n: int, T: int, H: int = 32, W: int = 32, seed: int = 0) -> Target:
@@ -120,6 +120,43 @@ def test_foreground_is_the_union_of_a_clips_masks():
     assert torch.equal(union[0, 0], torch.tensor([[0.7, 0.4], [0, 0]]))
     assert not union[1].any()
     assert union[2, 0, 1, 1] == torch.tensor(0.9)
+
+
+def test_the_discriminator_learns_to_tell_true_masks_from_others():
+    torch.manual_seed(0)
+    judge = Discriminator(8)
+    optimiser = torch.optim.Adam(judge.parameters(), 2e-3)
+    images, features = torch.rand(4, 3, 64, 64), torch.randn(4, 8, 8, 8)
+    true = torch.zeros(4, 1, 16, 16)
+    true[:, :, 4:12, 4:12] = 1
+    drawn = torch.rand(4, 1, 16, 16)
+    for _ in range(60):
+        loss = verdict_loss(judge(images, features, true), real=True) + verdict_loss(
+            judge(images, features, drawn), real=False
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert judge(images, features, true).mean() > 1 > -1 > judge(images, features, drawn).mean()
+
+
+def test_the_adversarial_loss_reaches_masks_and_encoder_features():
+    torch.manual_seed(0)
+    judge = Discriminator(8)
+    features, drawn = torch.randn(1, 8, 8, 8, requires_grad=True), torch.rand(1, 1, 16, 16, requires_grad=True)
+    verdict_loss(judge(torch.rand(1, 3, 64, 64), features, drawn), real=True).backward()
+    assert features.grad is not None and features.grad.abs().min() > 0
+    assert drawn.grad is not None and drawn.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("switched_on", [False, True])
+def test_the_discriminator_is_a_switch(shapes, tmp_path, switched_on):
+    run = trainer(
+        shapes, tmp_path, replace(PRESET, model=replace(SMALL, switches=replace(BASELINE, discriminator=switched_on)))
+    )
+    metrics = run.train_step(next(batches(run.clips, 2, 0, 0, 0, 0)))
+    assert ("adversarial" in metrics) == switched_on
+    assert (run.discriminator is not None) == switched_on
 
 
 def test_a_batch_is_padded_at_the_bottom_and_the_right():

@@ -11,7 +11,10 @@ HELP = "score results.json against instances.json (the official YouTube-VIS AP, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("--gt", type=Path, metavar="FILE", help="ground truth in YouTube-VIS format")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="results in YouTube-VIS format")
+    parser.add_argument(
+        "--results", type=Path, nargs="+", metavar="FILE",
+        help="results in YouTube-VIS format; several, as `mssts predict --shard` writes, are put together",
+    )  # fmt: skip
     parser.add_argument(
         "--check", type=Path, metavar="FILE",
         help="instead of a score: why the benchmark's server would reject this results.json or results.zip",
@@ -38,10 +41,12 @@ def _score(arguments: argparse.Namespace) -> int:
     from mssts.evaluation import evaluate, format_table
     from mssts.files import write_json
     from mssts.provenance import provenance
+    from mssts.results import merge_shards
 
-    metrics = evaluate(arguments.gt, arguments.results)
+    single = len(arguments.results) == 1
+    metrics = evaluate(arguments.gt, arguments.results[0] if single else merge_shards(arguments.results))
     if arguments.out:
-        files = {"ground_truth": str(arguments.gt), "results": str(arguments.results)}
+        files = {"ground_truth": str(arguments.gt), "results": [str(path) for path in arguments.results]}
         write_json(arguments.out, {**metrics.to_json(), **files, **provenance()})
     print(format_table(metrics))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score-threshold", type=float, default=0.3, metavar="S", help="of what is drawn (default %(default)s)"
     )
     parser.add_argument("--max-videos", type=int, metavar="N", help="only the first N videos of a data set")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="K/N",
+        help="every N-th video from the K-th on (from 0), into DIR/shard-K-of-N; torchrun's rank by default",
+    )  # fmt: skip
     parser.add_argument("--pictures", type=int, metavar="N", help="draw only the first N videos, 0 for none")
     parser.add_argument(
         "--whole-video", action="store_true",
@@ -49,9 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
     from mssts.media import open_source
     from mssts.predictor import PredictOptions, predict
 
+    shard = arguments.shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    out = arguments.out if shard[1] == 1 else arguments.out / f"shard-{shard[0]}-of-{shard[1]}"
     options = PredictOptions(
         score_threshold=arguments.score_threshold,
         max_videos=arguments.max_videos,
+        shard=shard,
         pictures=arguments.pictures,
         transfer=arguments.transfer,
         whole_video=arguments.whole_video,
@@ -60,10 +68,15 @@ def run(arguments: argparse.Namespace) -> None:
     source = open_source(arguments.source)
     segmenter = _segmenter(arguments)
     try:
-        report = predict(source, segmenter, arguments.out, options)
+        report = predict(source, segmenter, out, options)
     finally:
         segmenter.close()
-    _print_summary(report, arguments.out, arguments.archive)
+    _print_summary(report, out, arguments.archive)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    return int(part), int(parts)
 
 
 def _segmenter(arguments: argparse.Namespace) -> Segmenter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ class TorchRunner:
         self._path = Path(checkpoint)
         loaded = load_checkpoint(self._path)
         self._manifest = loaded.manifest(self._path)
-        self._threads = threads or cpu_count()
+        # torchrun numbers the processes of a node: they share its cores, and each takes a GPU of its own.
+        self._threads = threads or max(cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
         torch.set_num_threads(self._threads)
-        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = device or (gpu if torch.cuda.is_available() else "cpu")
         try:
             self._device = torch.device(name)
             self._engine = Engine(loaded.build(), self._manifest.top_k).eval().to(self._device)
