@@ -243,6 +243,8 @@ def test_shards_of_a_data_set_are_scored_as_the_whole(tmp_path: Path, capsys: py
     assert score(*shards) == score(whole)
     assert main(["evaluate", "--gt", truth, "--results", str(shards[1]), str(shards[1])]) == 2
     assert "shards 1/2, 1/2; expected each of the 2 shards once" in capsys.readouterr().err
+    assert main(["evaluate", "--gt", truth, "--results", str(shards[0])]) == 2
+    assert "shards 0/2; expected each of the 2 shards once" in capsys.readouterr().err
 
 
 def test_torchrun_tells_each_process_its_shard(

@@ -43,8 +43,9 @@ def _score(arguments: argparse.Namespace) -> int:
     from mssts.provenance import provenance
     from mssts.results import merge_shards
 
-    single = len(arguments.results) == 1
-    metrics = evaluate(arguments.gt, arguments.results[0] if single else merge_shards(arguments.results))
+    first = arguments.results[0]
+    whole = len(arguments.results) == 1 and not first.absolute().parent.name.startswith("shard-")
+    metrics = evaluate(arguments.gt, first if whole else merge_shards(arguments.results))
     if arguments.out:
         files = {"ground_truth": str(arguments.gt), "results": [str(path) for path in arguments.results]}
         write_json(arguments.out, {**metrics.to_json(), **files, **provenance()})
