@@ -1,4 +1,4 @@
-"""Where frames come from: a video file, a folder of images, or the videos of a YouTube-VIS JSON.
+"""Where frames come from: a video file, a folder of images, or the videos of a YouTube-VIS or COCO-video JSON.
 
 Frames are streamed: whoever iterates over them decides how many are alive at once.
 """
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import av
 import numpy as np
 
-from mssts.data.youtube_vis import read_youtube_vis
+from mssts.data.videos import read_videos
 from mssts.errors import MsstsError
 from mssts.preprocessing import decode_image, image_size
 
@@ -75,7 +75,7 @@ class VideoSource:
 
 
 def open_source(path: Path | str) -> VideoSource:
-    """Opens a video file, a folder of JPEG and PNG images (one video, in natural order), or a YouTube-VIS JSON.
+    """Opens a video file, a folder of JPEG and PNG images (one video, in natural order), or a data set's JSON.
 
     Files are looked for and first frames read, so that what is wrong shows before work starts.
 
@@ -87,7 +87,7 @@ def open_source(path: Path | str) -> VideoSource:
     if path.is_dir():
         return VideoSource(path, (_folder_video(path),))
     if not path.is_file():
-        raise MsstsError(f"{path}: no such file; expected a video, a folder of images or a YouTube-VIS JSON")
+        raise MsstsError(f"{path}: no such file; expected a video, a folder of images or the JSON of a data set")
     if path.suffix.lower() == ".json":
         return VideoSource(path, _dataset_videos(path))
     return VideoSource(path, (_file_video(path),))
@@ -112,7 +112,7 @@ def _folder_video(folder: Path) -> Video:
 
 
 def _dataset_videos(path: Path) -> tuple[Video, ...]:
-    dataset = read_youtube_vis(path)
+    dataset = read_videos(path)
     if not dataset.videos:
         raise MsstsError(f"{path}: videos is empty; expected at least one video")
     dataset.check_images()

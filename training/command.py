@@ -11,7 +11,9 @@ HELP = "train a preset on YouTube-VIS videos, on COCO images, or on both"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("--preset", default="tiny", help="which model (default: tiny)")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="YouTube-VIS file, or the folder of instances.json")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="YouTube-VIS or COCO-video file, or the folder of its instances.json"
+    )
     parser.add_argument(
         "--coco", type=Path, metavar="FILE", help="COCO instances, alone or in addition, as pseudo clips"
     )

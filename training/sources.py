@@ -9,7 +9,8 @@ from mssts.data.clips import ClipDataset, ClipSource
 from mssts.data.coco import keep_for, read_coco
 from mssts.data.joint_clips import JointClips
 from mssts.data.pseudo_clips import PseudoClipDataset
-from mssts.data.youtube_vis import VideoDataset, read_youtube_vis
+from mssts.data.videos import read_videos
+from mssts.data.youtube_vis import VideoDataset
 from mssts.errors import MsstsError
 from mssts.manifest import Category
 from training.config import TrainConfig
@@ -35,7 +36,7 @@ def training_data(
     Args:
         config: how clips are drawn.
         seed: of everything that is drawn.
-        data: a YouTube-VIS file, or the folder of its `instances.json`.
+        data: a YouTube-VIS or COCO-video file, or the folder of its `instances.json`.
         coco: a COCO instance segmentation file.
         coco_images: the folder of its images (default: as `read_coco` finds it).
 
@@ -50,7 +51,7 @@ def training_data(
     summary = []
     videos: VideoDataset | None = None
     if data is not None:
-        videos = read_youtube_vis(data / "instances.json" if data.is_dir() else data)
+        videos = read_videos(data / "instances.json" if data.is_dir() else data)
         videos.check_images()
         sources.append(ClipDataset(videos, config.transform, config.clip_frames, seed, every_frame=config.every_frame))
         summary.append(f"{len(sources[0])} clips an epoch of {len(videos.videos)} videos ({videos.source})")

@@ -10,7 +10,7 @@ HELP = "score results.json against instances.json (the official YouTube-VIS AP, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("--gt", type=Path, metavar="FILE", help="ground truth in YouTube-VIS format")
+    parser.add_argument("--gt", type=Path, metavar="FILE", help="ground truth in YouTube-VIS or COCO-video format")
     parser.add_argument(
         "--results", type=Path, nargs="+", metavar="FILE",
         help="results in YouTube-VIS format; several, as `mssts predict --shard` writes, are put together",

@@ -16,7 +16,7 @@ HELP = "track and segment the objects of videos, on a server, a local engine or 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("source", type=Path, help="a video, a folder of images, or a YouTube-VIS JSON")
+    parser.add_argument("source", type=Path, help="a video, a folder of images, or a YouTube-VIS or COCO-video JSON")
     engine = parser.add_mutually_exclusive_group(required=True)
     engine.add_argument("--url", metavar="grpc://HOST:PORT", help="a server that `mssts serve` started")
     engine.add_argument(

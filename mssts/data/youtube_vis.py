@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -150,13 +150,26 @@ def read_youtube_vis(path: Path | str, images: Path | str | None = None) -> Vide
         MsstsError: the file cannot be read or breaks the format; the message names the file and the field.
     """
     path = Path(path)
+    folder = images_folder(path, images)
+    return parse_youtube_vis(Field(path, "", read_json(path)), folder)
+
+
+def images_folder(path: Path, images: Path | str | None) -> Path:
+    """The folder of the images that the file `path` lists: the one given, else the default of `read_youtube_vis`.
+
+    Raises:
+        MsstsError: the one given is no folder.
+    """
     if images is None:
         beside = path.parent / "JPEGImages"
-        images = beside if beside.is_dir() else path.parent
-    elif not Path(images).is_dir():
+        return beside if beside.is_dir() else path.parent
+    if not Path(images).is_dir():
         raise MsstsError(f"{images}: no such folder; expected the images that {path.name} lists")
+    return Path(images)
 
-    root = Field(path, "", read_json(path))
+
+def parse_youtube_vis(root: Field, images: Path) -> VideoDataset:
+    """As `read_youtube_vis`, of a file that is read already."""
     categories = tuple(read_category(field) for field in root.get("categories").items())
     check_unique(root, "categories", [category.id for category in categories])
     videos = tuple(_read_video(field) for field in root.get("videos").items())
@@ -168,7 +181,38 @@ def read_youtube_vis(path: Path | str, images: Path | str | None = None) -> Vide
     fields = annotations.items() if annotations is not None else []
     tracks = tuple(_read_track(field, videos_by_id, category_ids) for field in fields)
     check_unique(root, "annotations", [track.id for track in tracks])
-    return VideoDataset(path, Path(images), categories, videos, tracks)
+    return VideoDataset(root.source, images, categories, videos, tracks)
+
+
+def to_youtube_vis(dataset: VideoDataset) -> dict[str, Any]:
+    """A data set as the JSON value of a YouTube-VIS file, which `read_youtube_vis` reads as the same."""
+    return {
+        "categories": [{"id": category.id, "name": category.name} for category in dataset.categories],
+        "videos": [
+            {
+                "id": video.id,
+                "width": video.width,
+                "height": video.height,
+                "length": video.length,
+                "file_names": list(video.file_names),
+            }
+            for video in dataset.videos
+        ],
+        "annotations": [_track_entry(track, dataset.videos_by_id[track.video_id]) for track in dataset.tracks],
+    }
+
+
+def _track_entry(track: Track, video: Video) -> dict[str, Any]:
+    size = [video.height, video.width]
+    return {
+        "id": track.id,
+        "video_id": track.video_id,
+        "category_id": track.category_id,
+        "iscrowd": int(track.iscrowd),
+        "segmentations": [None if rle is None else {"size": size, "counts": rle.decode("ascii")} for rle in track.rles],
+        "bboxes": [None if bbox is None else list(bbox) for bbox in track.bboxes],
+        "areas": list(track.areas),
+    }
 
 
 def _read_video(field: Field) -> Video:

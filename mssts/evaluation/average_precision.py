@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
+from mssts.data.videos import read_youtube_vis_value
 from mssts.evaluation.metrics import CategoryMetrics, Metrics
 from mssts.evaluation.tracks import GroundTruth, Track, read_ground_truth, read_predictions
 from mssts.files import read_json
@@ -36,14 +37,14 @@ def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | li
     """Scores results against ground truth, each a path or the JSON value itself, which is not changed.
 
     Args:
-        ground_truth: an `instances.json` in YouTube-VIS format.
+        ground_truth: an `instances.json` in YouTube-VIS format; a file may also be COCO-video.
         results: a submission: a list of `video_id`, `category_id`, `score` and, a frame each, `segmentations`.
 
     Raises:
         MsstsError: a file or an entry is wrong; the message names it and the field.
     """
-    truth = read_ground_truth(*_value_and_source(ground_truth, "ground truth"))
-    predictions, notes = read_predictions(*_value_and_source(results, "results"), truth)
+    truth = read_ground_truth(*_value_and_source(ground_truth, "ground truth", read_youtube_vis_value))
+    predictions, notes = read_predictions(*_value_and_source(results, "results", read_json), truth)
     evaluator = _TrackEvaluator(truth, predictions)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its steps on stdout
         evaluator.evaluate()
@@ -69,8 +70,8 @@ def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | li
     )  # fmt: skip
 
 
-def _value_and_source(value: Any, name: str) -> tuple[Any, str]:
-    return (read_json(value), str(value)) if isinstance(value, (Path, str)) else (value, name)
+def _value_and_source(value: Any, name: str, read: Callable[[Path | str], Any]) -> tuple[Any, str]:
+    return (read(value), str(value)) if isinstance(value, (Path, str)) else (value, name)
 
 
 def _defined_mean(values: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mssts.data.videos import read_youtube_vis_value
 from mssts.errors import MsstsError
 from mssts.evaluation.masks import json_kind, read_mask
 from mssts.evaluation.tracks import (
@@ -27,7 +28,6 @@ from mssts.evaluation.tracks import (
     read_video_id,
     read_videos,
 )
-from mssts.files import read_json
 from mssts.results import RESULTS
 
 _MAX_SHOWN = 50
@@ -77,7 +77,7 @@ def check_submission(results: Path | str, videos: Path | str) -> SubmissionRepor
 
     Args:
         results: the file to upload.
-        videos: the set's `instances.json`, with annotations or without.
+        videos: the set's file, YouTube-VIS or COCO-video, with annotations or without.
 
     Raises:
         MsstsError: there is no such file as `results`, or `videos` is wrong.
@@ -85,7 +85,7 @@ def check_submission(results: Path | str, videos: Path | str) -> SubmissionRepor
     results = Path(results)
     if not results.is_file():
         raise MsstsError(f"{results}: no such file; expected a results.json or results.zip")
-    known, categories = read_videos(read_json(videos), str(videos))
+    known, categories = read_videos(read_youtube_vis_value(videos), str(videos))
     problems = _Problems()
     notes: list[str] = []
     predicted: set[int] = set()
