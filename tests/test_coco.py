@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from json_changes import Change, put
 
 from mssts.cli import main
 from mssts.data.clips import Clip, ClipDataset, ClipTransform
@@ -113,19 +113,6 @@ def test_images_lie_where_coco_puts_them(tmp_path: Path) -> None:
     assert read_coco(official, tmp_path).images == tmp_path
     with pytest.raises(MsstsError, match=r"instances_train2017\.json lists it as image 30$"):
         read_coco(official).check_images()
-
-
-Change = Callable[[dict[str, Any]], object]
-
-
-def put(*keys: Any, to: Any) -> Change:
-    def change(value: dict[str, Any]) -> None:
-        place: Any = value
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = to
-
-    return change
 
 
 BROKEN: dict[str, tuple[Change, str]] = {

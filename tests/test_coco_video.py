@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from json_changes import Change, drop, put
 
 from mssts.data.coco_video import read_coco_video
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
@@ -198,31 +198,6 @@ def test_predicts_and_trains_on_it(tmp_path: Path) -> None:
     (tmp_path / "v1" / "10.jpg").unlink()
     with pytest.raises(MsstsError, match=r"10\.jpg: no such image; instances\.json lists it as a frame of video 1"):
         open_source(path)
-
-
-Change = Callable[[dict[str, Any]], object]
-
-
-def put(*keys: Any, to: Any) -> Change:
-    """A change of one value of the file, found by its keys."""
-
-    def change(value: dict[str, Any]) -> None:
-        place: Any = value
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = to
-
-    return change
-
-
-def drop(*keys: Any) -> Change:
-    def change(value: dict[str, Any]) -> None:
-        place: Any = value
-        for key in keys[:-1]:
-            place = place[key]
-        del place[keys[-1]]
-
-    return change
 
 
 BROKEN: dict[str, tuple[Change, str]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from json_changes import Change, drop, put
 
 from mssts.data.rle import run_lengths
 from mssts.data.youtube_vis import read_youtube_vis
@@ -84,31 +84,6 @@ def test_a_test_split_has_no_annotations(tmp_path: Path, absent: bool) -> None:
         del value["annotations"]
     dataset = read_youtube_vis(write(tmp_path, value))
     assert dataset.tracks == () and dataset.tracks_of(dataset.videos[0]) == ()
-
-
-Change = Callable[[dict[str, Any]], object]
-
-
-def put(*keys: Any, to: Any) -> Change:
-    """A change of one value of the file, found by its keys."""
-
-    def change(value: dict[str, Any]) -> None:
-        place: Any = value
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = to
-
-    return change
-
-
-def drop(*keys: Any) -> Change:
-    def change(value: dict[str, Any]) -> None:
-        place: Any = value
-        for key in keys[:-1]:
-            place = place[key]
-        del place[keys[-1]]
-
-    return change
 
 
 def rle(counts: Any) -> dict[str, Any]:
