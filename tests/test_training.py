@@ -150,6 +150,16 @@ def test_the_adversarial_loss_reaches_masks_and_encoder_features():
 
 
 @pytest.mark.parametrize("switched_on", [False, True])
+def test_the_first_stages_of_a_backbone_can_stay_as_they_were_loaded(shapes, tmp_path):
+    run = trainer(shapes, tmp_path, learning_rate=1e-2, ema_decay=0.0)
+    before = {name: tensor.clone() for name, tensor in run.model.named_parameters()}
+    run.train_step(next(batches(run.clips, 2, 0, 0, 0, 0)))
+    moved = {name for name, tensor in run.model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert "backbone.layer2.0.conv1.weight" in moved
+    assert not any(name.startswith(CONFIG.frozen) for name in moved)
+    assert CONFIG.frozen  # the published recipe's
+
+
 def test_the_discriminator_is_a_switch(shapes, tmp_path, switched_on):
     run = trainer(
         shapes, tmp_path, replace(PRESET, model=replace(SMALL, switches=replace(BASELINE, discriminator=switched_on)))

@@ -28,6 +28,8 @@ class TrainConfig:
     transform: ClipTransform = field(default_factory=ClipTransform)
     learning_rate: float = 2e-4
     backbone_factor: float = 0.1
+    # Parameters that stay as they were loaded, by the start of their names: a ResNet's first stages, as released.
+    frozen: tuple[str, ...] = ("backbone.conv1.", "backbone.layer1.")
     # Sampling offsets and reference points learn slower (Deformable DETR).
     sampling_factor: float = 0.1
     weight_decay: float = 1e-4
@@ -63,6 +65,7 @@ _RECIPES = {
         transform=ClipTransform((80, 96, 112), 256, crop=0.3, crop_size=RelativeCrop(0.6), jitter=0.2),
         learning_rate=5e-4,
         backbone_factor=1.0,
+        frozen=(),
         lr_drops=(5, 6),
         warmup_steps=200,
         ema_decay=0.998,

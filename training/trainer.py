@@ -105,6 +105,8 @@ class Trainer:
         self.out, self.device, self.seed, self.workers, self.amp = out, device, seed, workers, amp
         self.model = MSSTSVIS(preset.model).to(device)
         synchronise_batch_norm(self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(config.frozen))
         self.criterion = Criterion()
         self.optimiser = torch.optim.AdamW(_groups(self.model, config), weight_decay=config.weight_decay, fused=True)
         self.discriminator: Discriminator | None = None
@@ -388,6 +390,8 @@ def _groups(model: MSSTSVIS, config: TrainConfig) -> list[dict[str, Any]]:
     factors = {"backbone": config.backbone_factor, "sampling": config.sampling_factor, "rest": 1.0}
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.startswith("backbone."):
             groups["backbone"].append(parameter)
         elif "sampling_offsets" in name or "reference_points" in name:
