@@ -149,7 +149,6 @@ def test_the_adversarial_loss_reaches_masks_and_encoder_features():
     assert drawn.grad is not None and drawn.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize("switched_on", [False, True])
 def test_the_first_stages_of_a_backbone_can_stay_as_they_were_loaded(shapes, tmp_path):
     run = trainer(shapes, tmp_path, learning_rate=1e-2, ema_decay=0.0)
     before = {name: tensor.clone() for name, tensor in run.model.named_parameters()}
@@ -160,6 +159,7 @@ def test_the_first_stages_of_a_backbone_can_stay_as_they_were_loaded(shapes, tmp
     assert CONFIG.frozen  # the published recipe's
 
 
+@pytest.mark.parametrize("switched_on", [False, True])
 def test_the_discriminator_is_a_switch(shapes, tmp_path, switched_on):
     run = trainer(
         shapes, tmp_path, replace(PRESET, model=replace(SMALL, switches=replace(BASELINE, discriminator=switched_on)))
