@@ -81,7 +81,7 @@ def step(run: Trainer, batch: Batch) -> dict[str, Any]:
     """One step, and what it computed."""
     metrics = run.train_step(batch)
     assert run.discriminator is not None
-    gradients = {name: p.grad for name, p in run.model.named_parameters()}
+    gradients = {name: p.grad for name, p in run.model.named_parameters() if p.requires_grad}
     gradients |= {f"discriminator.{name}": p.grad for name, p in run.discriminator.named_parameters()}
     buffers = {name: b for name, b in run.model.named_buffers() if "num_batches" not in name}
     return {"metrics": metrics, "gradients": gradients, "buffers": buffers}
