@@ -4,35 +4,85 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mssts.manifest import FixedShape, Manifest
 
 HELP = "export a checkpoint to ONNX, with a parity report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint that `mssts train` wrote")
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="one of `mssts train`, or of the released code")
     parser.add_argument("--out", type=Path, required=True, help="folder for model.onnx and manifest.json")
-    parser.add_argument("--preset", help="refuse a checkpoint of any other preset")
-    parser.add_argument("--reuse", action="store_true", help="do nothing if --out holds this export already")
+    parser.add_argument("--preset", help="refuse a checkpoint of any other; with --random-weights: the model")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="no checkpoint: the preset's model untrained, to measure its speed",
+    )
+    parser.add_argument("--precision", default="fp32", help="fp32, fp16 or bf16, of the graph (default: %(default)s)")
+    parser.add_argument(
+        "--shape", metavar="BxTxHxW", help="the one input shape, as 1x5x360x640 (default: any number, length and size)"
+    )
+    parser.add_argument(
+        "--no-functions",
+        action="store_true",
+        help="leave the ops' definitions out: only our kernels and plugins run it",
+    )
     parser.add_argument("--top-k", type=int, help="instances the engine keeps (default: the preset's)")
+    parser.add_argument("--reuse", action="store_true", help="do nothing if --out holds this export already")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports and prints the parity report."""
     from export.existing import existing_export
-    from export.exporter import export_checkpoint
+    from export.exporter import export_checkpoint, export_model
+    from export.options import ExportOptions
+    from export.random_weights import random_checkpoint
+    from mssts.errors import MsstsError
+    from mssts.model.config import preset
 
-    manifest = existing_export(arguments.checkpoint, arguments.out, arguments.top_k) if arguments.reuse else None
-    verb = "kept" if manifest else "wrote"
-    if manifest is None:
-        manifest = export_checkpoint(arguments.checkpoint, arguments.out, arguments.preset, arguments.top_k)
+    options = ExportOptions(arguments.precision, _shape(arguments.shape), not arguments.no_functions, arguments.top_k)
+    if arguments.random_weights:
+        if arguments.checkpoint is not None or arguments.preset is None:
+            raise MsstsError("--random-weights takes --preset NAME and no checkpoint")
+        manifest = export_model(random_checkpoint(preset(arguments.preset)), arguments.out, options)
+        _print(manifest, arguments.out, "wrote")
+        return 0
+    if arguments.checkpoint is None:
+        raise MsstsError("no checkpoint given; name one, or pass --preset NAME --random-weights to measure speed alone")
+    found = existing_export(arguments.checkpoint, arguments.out, options) if arguments.reuse else None
+    if found is not None:
+        _print(found, arguments.out, "kept")
+    else:
+        _print(
+            export_checkpoint(arguments.checkpoint, arguments.out, arguments.preset, options), arguments.out, "wrote"
+        )
+    return 0
+
+
+def _shape(text: str | None) -> FixedShape | None:
+    from mssts.errors import MsstsError
+    from mssts.manifest import FixedShape
+
+    if text is None:
+        return None
+    numbers = text.lower().split("x")
+    if len(numbers) != 4 or not all(number.isdigit() and int(number) > 0 for number in numbers):
+        raise MsstsError(f"--shape {text}: expected CLIPSxFRAMESxHEIGHTxWIDTH, such as 1x5x360x640")
+    return FixedShape(*map(int, numbers))
+
+
+def _print(manifest: Manifest, out: Path, verb: str) -> None:
     parity = manifest.checks["parity"]
-    print(f"{verb} {arguments.out / manifest.artefact}: {manifest.preset}, {manifest.precision}, top {manifest.top_k}")
+    shape = "any shape" if manifest.shape is None else str(manifest.shape)
+    print(f"{verb} {out / manifest.artefact}: {manifest.preset}, {manifest.precision}, {shape}, top {manifest.top_k}")
     print(f"parity with PyTorch over {parity['compared']} instances (error against fp64; a faithful engine's bound):")
     for error in parity["outputs"]:
         print(
             f"  {error['case']:20} {error['output']:12} max {error['max_abs']:.1e} (≤ {error['max_bound']:.1e})"
             f"  rms {error['rms']:.1e} (≤ {error['rms_bound']:.1e})"
         )
-    print(f"  thresholded masks agree to an IoU of {parity['mask_iou']:.6f}")
-    return 0
+    print(f"  thresholded masks agree to an IoU of {parity['mask_iou']:.6f} (≥ {parity['mask_iou_bound']:.6f})")

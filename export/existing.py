@@ -6,9 +6,11 @@ import hashlib
 from pathlib import Path
 
 import mssts
+from export.options import ExportOptions
 from mssts.errors import MsstsError
 from mssts.files import sha256
 from mssts.manifest import Manifest
+from mssts.model.config import preset
 
 # What decides an export besides the checkpoint: the source of these packages.
 _SOURCES = ("mssts/model", "mssts/ops", "mssts/contract.py", "export")
@@ -25,8 +27,8 @@ def source_sha256() -> str:
     return digest.hexdigest()
 
 
-def existing_export(checkpoint: Path, out: Path, top_k: int | None) -> Manifest | None:
-    """The manifest in `out`, if it describes an unchanged export of this checkpoint by this code."""
+def existing_export(checkpoint: Path, out: Path, options: ExportOptions | None = None) -> Manifest | None:
+    """The manifest in `out`, if it describes an unchanged export of this checkpoint by this code with these options."""
     if not checkpoint.is_file():
         return None
     try:
@@ -37,8 +39,17 @@ def existing_export(checkpoint: Path, out: Path, top_k: int | None) -> Manifest 
     same = (
         manifest.provenance.get("checkpoint_sha256") == sha256(checkpoint)
         and manifest.provenance.get("source_sha256") == source_sha256()
-        and (top_k is None or top_k == manifest.top_k)
+        and _same_options(manifest, options or ExportOptions())
         and artefact.is_file()
         and sha256(artefact) == manifest.artefact_sha256
     )
     return manifest if same else None
+
+
+def _same_options(manifest: Manifest, options: ExportOptions) -> bool:
+    """Whether they are those of the export; no number of instances means the preset's."""
+    asked, made = options.to_json(), dict(manifest.provenance.get("options", {}))
+    if asked["top_k"] is None:
+        asked["top_k"] = preset(manifest.preset).top_k
+    made["top_k"] = manifest.top_k
+    return asked == made

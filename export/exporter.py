@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-
-import onnx
 
 import mssts
 from export.existing import source_sha256
 from export.graph import export_graph
-from export.parity import measure
+from export.options import ExportOptions
+from export.parity import ParityReport, cases, measure
+from export.reference_runner import ReferenceRunner
+from export.saving import save_model
 from mssts.errors import MsstsError
 from mssts.files import sha256
 from mssts.manifest import Manifest
-from mssts.model.checkpoint import load_checkpoint
-from mssts.model.engine import Engine
+from mssts.model.checkpoint import Checkpoint, load_checkpoint
+from mssts.model.deployment import deployed
+from mssts.model.engine import MEAN, STD, Engine
 from mssts.provenance import commit, provenance
+from mssts.runners.base import Runner
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
 ARTEFACT = "model.onnx"
 
 
 def export_checkpoint(
-    checkpoint: Path, out: Path, expected_preset: str | None = None, top_k: int | None = None
+    checkpoint: Path, out: Path, expected_preset: str | None = None, options: ExportOptions | None = None
 ) -> Manifest:
     """Writes `out/model.onnx` and `out/manifest.json`, or nothing.
 
     Raises:
-        MsstsError: the checkpoint is absent, broken or of another preset; `top_k` is out of range.
+        MsstsError: the checkpoint is absent, broken or of another preset; an option is out of range.
         CheckFailed: the exported graph does not compute what PyTorch computes.
     """
-    loaded = load_checkpoint(checkpoint, expected_preset)
+    return export_model(load_checkpoint(checkpoint, expected_preset), out, options)
+
+
+def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = None) -> Manifest:
+    """The same for weights that are in memory already; their `path` names them in the manifest."""
+    options = options or ExportOptions()
     preset = loaded.preset
-    kept = preset.top_k if top_k is None else top_k
+    kept = preset.top_k if options.top_k is None else options.top_k
     candidates = preset.model.queries * preset.model.classes
     if not 1 <= kept <= candidates:
         raise MsstsError(
@@ -43,31 +52,57 @@ def export_checkpoint(
     metadata = {
         "version": mssts.__version__,
         "preset": preset.name,
-        "commit": commit(),
+        "precision": options.precision,
+        "shape": "any" if options.shape is None else str(options.shape),
+        "clip_frames": str(preset.clip_frames),
+        "mean": ", ".join(map(str, MEAN)),
+        "std": ", ".join(map(str, STD)),
         "classes": ", ".join(category.name for category in loaded.categories),
+        "commit": commit(),
         "license": "Apache-2.0",
     }
-    graph = export_graph(engine, metadata)
+    # Checked with its function bodies, whatever is written: they are what its nodes mean.
+    graph = export_graph(deployed(engine, options.precision), metadata, replace(options, functions=True))
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as temporary:
         candidate = Path(temporary) / ARTEFACT
-        onnx.save(graph, candidate)
-        runner = OnnxRuntimeRunner(candidate)
-        report = measure(engine, runner)
-        report.check(str(out / ARTEFACT))
-        manifest = loaded.manifest(
-            candidate,
-            top_k=kept,
-            checks={"parity": report.to_json()},
-            provenance={
-                "checkpoint_sha256": sha256(checkpoint),
-                "source_sha256": source_sha256(),
-                "checked_with": runner.describe(),
-                **provenance(),
-            },
+        companions = save_model(graph, candidate)
+        report, checked_with = _check(engine, candidate, options, str(out / ARTEFACT))
+        if not options.functions:
+            del graph.functions[:]
+            companions = save_model(graph, candidate)
+        manifest = replace(
+            loaded.manifest(
+                candidate,
+                top_k=kept,
+                checks={"parity": report.to_json()},
+                provenance={
+                    "weights": loaded.path.name,
+                    "checkpoint_sha256": sha256(loaded.path) if loaded.path.is_file() else None,
+                    "source_sha256": source_sha256(),
+                    "options": options.to_json(),
+                    "checked_with": checked_with,
+                    **provenance(),
+                },
+            ),
+            precision=options.precision,
+            shape=options.shape,
+            companions=companions,
         )
-        runner.close()
         # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
-        candidate.replace(out / ARTEFACT)
+        for name in (*companions, ARTEFACT):
+            (candidate.parent / name).replace(out / name)
         manifest.write(out)
     return manifest
+
+
+def _check(engine: Engine, path: Path, options: ExportOptions, shown: str) -> tuple[ParityReport, dict[str, object]]:
+    """Runs the file and closes the gate if it computes something else."""
+    # ONNX Runtime has no bf16 kernels for processors.
+    runner: Runner = ReferenceRunner(path) if options.precision == "bf16" else OnnxRuntimeRunner(path)
+    try:
+        report = measure(engine, runner, cases(shape=options.shape), options.precision)
+        report.check(shown)
+        return report, runner.describe()
+    finally:
+        runner.close()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import onnx
 from onnx import parser
 
+from export.options import OPSET
 from mssts.ops.exporting import DOMAIN
 
-OPSET = 18
 DOMAIN_VERSION = 1
 
 # value [N,S,M,D], shapes [L,2] int64 (h, w), reference [N,Q,L,2 or 4], offsets [N,Q,M,L,P,2], logits [N,Q,M,L,P]
@@ -204,11 +204,11 @@ SplitTemporalAttn <heads, plugin_version, plugin_namespace> (query, key, value) 
 """
 
 
-def function_bodies() -> list[onnx.FunctionProto]:
-    """The function bodies of the ops of `mssts.ops`, in opset `OPSET`."""
+def function_bodies(opset: int = OPSET) -> list[onnx.FunctionProto]:
+    """The function bodies of the ops of `mssts.ops`, in the opset of the graph they are put in."""
     corners = "".join(_CORNER.format(c=c) for c in ("00", "01", "10", "11"))
     texts = (_MS_DEFORM_ATTN.replace("CORNERS", corners), _SPLIT_TEMPORAL_ATTN)
-    header = f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>'
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'
     return [parser.parse_function(header + _without_comments(text)) for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""The PyTorch engine as an ONNX graph with free sizes, our ops as nodes that carry their definition."""
+"""The PyTorch engine as an ONNX graph, our ops as nodes that carry their definition."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import onnx
 import torch
 from onnx import helper
 
-from export.functions import DOMAIN_VERSION, OPSET, function_bodies
+from export.functions import DOMAIN_VERSION, function_bodies
+from export.names import name_nodes
+from export.options import ExportOptions
 from mssts import contract
 from mssts.model.engine import Engine
 from mssts.ops import exporting
@@ -21,12 +23,17 @@ from mssts.ops.exporting import DOMAIN
 _TRACED = {"B": 2, "T": 3, "H": 88, "W": 120}
 
 
-def export_graph(engine: Engine, metadata: dict[str, str]) -> onnx.ModelProto:
-    """The engine's graph for any number of clips, of frames, any height and width."""
+def export_graph(engine: Engine, metadata: dict[str, str], options: ExportOptions | None = None) -> onnx.ModelProto:
+    """The engine's graph, for any number of clips, of frames, any height and width where `options` fix no shape.
+
+    `engine` is exported as it is: `mssts.model.deployment.deployed` brings it into the precision of `options`.
+    """
+    options = options or ExportOptions()
     engine = engine.eval()
-    B, T, H, W = _TRACED.values()
+    fixed = options.shape
+    B, T, H, W = (fixed.clips, fixed.frames, fixed.height, fixed.width) if fixed else _TRACED.values()
     frames = torch.zeros(B, T, H, W, 3, dtype=torch.uint8)
-    sizes = torch.tensor([[H, W], [H - 8, W - 24]], dtype=torch.int32)
+    sizes = torch.tensor([[H, W]] + [[H - 8, W - 24]] * (B - 1), dtype=torch.int32)
     dim = torch.export.Dim.DYNAMIC
     dynamic = {"frames": {0: dim, 1: dim, 2: dim, 3: dim}, "sizes": {0: dim}}
     with exporting(), _quiet():
@@ -34,22 +41,25 @@ def export_graph(engine: Engine, metadata: dict[str, str]) -> onnx.ModelProto:
             engine,
             (frames, sizes),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=options.opset,
             input_names=[spec.name for spec in contract.ENGINE_INPUTS],
             output_names=[spec.name for spec in contract.ENGINE_OUTPUTS],
-            dynamic_shapes=dynamic,
+            dynamic_shapes=None if fixed else dynamic,
             verbose=False,
         )
     assert program is not None  # only f= returns None
     model = program.model_proto
-    model.functions.extend(function_bodies())
+    if options.functions:
+        model.functions.extend(function_bodies(options.opset))
     if DOMAIN not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
     _name_dimensions(model)
+    name_nodes(model.graph)
     del model.metadata_props[:]
     helper.set_model_props(model, metadata)
     model.producer_name, model.producer_version = "mssts", metadata["version"]
-    onnx.checker.check_model(model, full_check=False)
+    if model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:  # larger ones are checked once they are files
+        onnx.checker.check_model(model, full_check=False)
     return model
 
 

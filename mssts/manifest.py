@@ -35,12 +35,25 @@ class InputRule:
 
 
 @dataclass(frozen=True)
+class FixedShape:
+    """The one input shape of an engine that is built for it: clips, frames, height and width in pixels."""
+
+    clips: int
+    frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.clips}x{self.frames}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a runner, a server or a client needs to know of an engine.
 
     `clip_frames` is the window a long video is cut into and `clip_overlap` the frames two windows share.
-    `categories[label]` explains the engine's `labels`. `checks` holds the parity report, `provenance` the machine,
-    versions and commit.
+    `categories[label]` explains the engine's `labels`. `shape` is the only input shape of the engine, None where it
+    takes any. `companions` are the other files of the artefact, with their SHA-256. `checks` holds the parity report, `provenance` the machine, versions and commit.
     """
 
     preset: str
@@ -52,6 +65,8 @@ class Manifest:
     top_k: int
     artefact: str
     artefact_sha256: str
+    shape: FixedShape | None = None
+    companions: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -73,12 +88,14 @@ class Manifest:
                 preset=str(value["preset"]),
                 precision=str(value["precision"]),
                 categories=tuple(Category(int(item["id"]), str(item["name"])) for item in value["categories"]),
-                input=InputRule(**{key: int(number) for key, number in value["input"].items()}),
+                input=InputRule(**_integers(value["input"])),
                 clip_frames=int(value["clip_frames"]),
                 clip_overlap=int(value["clip_overlap"]),
                 top_k=int(value["top_k"]),
                 artefact=str(value["artefact"]),
                 artefact_sha256=str(value["artefact_sha256"]),
+                shape=None if value.get("shape") is None else FixedShape(**_integers(value["shape"])),
+                companions={str(name): str(digest) for name, digest in value.get("companions", {}).items()},
                 checks=dict(value.get("checks", {})),
                 provenance=dict(value.get("provenance", {})),
             )
@@ -102,3 +119,7 @@ class Manifest:
         folder = Path(folder)
         path = folder / FILE_NAME if folder.is_dir() else folder.parent / FILE_NAME
         return cls.from_json(read_json(path), str(path))
+
+
+def _integers(value: dict[str, Any]) -> dict[str, int]:
+    return {key: int(number) for key, number in value.items()}

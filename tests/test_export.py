@@ -15,6 +15,7 @@ import export.exporter
 from export.existing import existing_export
 from export.exporter import export_checkpoint
 from export.functions import function_bodies
+from export.options import ExportOptions
 from export.parity import Case, cases, measure
 from mssts import contract
 from mssts.cli import main
@@ -172,7 +173,7 @@ def test_nothing_is_written_when_the_gate_closes(exported, graph, tmp_path, monk
     broken.functions.extend(
         break_function("half = Constant <value_float = 0.5> ()", "half = Constant <value_float = 0.6> ()")
     )
-    monkeypatch.setattr(export.exporter, "export_graph", lambda engine, metadata: broken)
+    monkeypatch.setattr(export.exporter, "export_graph", lambda *_: broken)
     out = tmp_path / "engine"
     assert main(["export", str(exported[0]), "--out", str(out)]) == 1
     error = capsys.readouterr().err
@@ -183,9 +184,11 @@ def test_nothing_is_written_when_the_gate_closes(exported, graph, tmp_path, monk
 
 def test_an_export_is_reused_only_while_nothing_changed(exported, tmp_path, capsys):
     checkpoint, engine, _ = exported
-    assert existing_export(checkpoint, engine, None) == Manifest.read(engine)
-    assert existing_export(checkpoint, engine, top_k=3) is None
-    assert existing_export(checkpoint, tmp_path, None) is None
+    assert existing_export(checkpoint, engine) == Manifest.read(engine)
+    assert existing_export(checkpoint, engine, ExportOptions(top_k=small().top_k)) == Manifest.read(engine)
+    for other in (ExportOptions(top_k=3), ExportOptions("fp16"), ExportOptions(functions=False)):
+        assert existing_export(checkpoint, engine, other) is None
+    assert existing_export(checkpoint, tmp_path) is None
     assert main(["export", str(checkpoint), "--out", str(engine), "--reuse"]) == 0
     assert "kept" in capsys.readouterr().out
     manifest = json.loads((engine / "manifest.json").read_text())
@@ -195,7 +198,7 @@ def test_an_export_is_reused_only_while_nothing_changed(exported, tmp_path, caps
     for key in ("checkpoint_sha256", "source_sha256"):
         changed = {**manifest, "provenance": {**manifest["provenance"], key: "0"}}
         (other / "manifest.json").write_text(json.dumps(changed))
-        assert existing_export(checkpoint, other, None) is None
+        assert existing_export(checkpoint, other) is None
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from mssts.model.config import ModelConfig
 from mssts.model.geometry import Geometry
 from mssts.model.layers import MLP, at_least_fp32, inverse_sigmoid
 from mssts.ops import split_temporal_attn
+from mssts.ops.exporting import is_exporting
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,11 @@ class SelfAttention(nn.MultiheadAttention):
         query, key = F.linear(query_NQC + position_QC, weight[: 2 * C], bias[: 2 * C]).chunk(2, -1)
         value = F.linear(query_NQC, weight[2 * C :], bias[2 * C :])
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        if is_exporting():  # PyTorch's own decomposition would take the softmax in 16 bits
+            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            attended = at_least_fp32(logits).softmax(-1).to(v.dtype) @ v
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(-2))
 
 
@@ -121,7 +126,7 @@ class DecoderLayer(nn.Module):
         # Boxes are sampled frame by frame; instances see the same samples, weighted over time.
         sampled = self.deformable(box + position_QC, reference_BTQLR, tokens_BTSC, geometry)
         box = self.ffn_box(self.cross_norm_box(box + self.dropout(self.output_proj_box(sampled))))
-        time_weight_BTQ1 = self.time_weight(box).softmax(1)
+        time_weight_BTQ1 = at_least_fp32(self.time_weight(box)).softmax(1).to(sampled.dtype)
         gathered = (self.output_proj(sampled) * time_weight_BTQ1).sum(1)
         instance = self.ffn(self.cross_norm(instance + self.dropout(gathered)))
         return instance, box
@@ -151,9 +156,11 @@ class Decoder(nn.Module):
         """Encoded tokens [B, T, S, C] → one `DecodedLayer` a layer, the last one being the result."""
         B, T = tokens_BTSC.shape[:2]
         position_QC, content_QC = self.query_embed.weight.chunk(2, 1)
+        reference = self.reference_points(position_QC).sigmoid().expand(B, T, -1, -1)
+        # Embeddings may be stored more precisely than tokens, for the sake of the reference points alone.
+        position_QC, content_QC = position_QC.to(tokens_BTSC.dtype), content_QC.to(tokens_BTSC.dtype)
         instance = content_QC.expand(B, -1, -1)
         box = instance[:, None]
-        reference = self.reference_points(position_QC).sigmoid().expand(B, T, -1, -1)
         layers = []
         for layer, bbox_embed in zip(self.layers, self.bbox_embed, strict=True):
             ratio_BL2 = geometry.valid_ratio_BL2

@@ -9,14 +9,14 @@ from mssts.model.layers import at_least_fp32
 from mssts.model.mssts_vis import MSSTSVIS
 
 # ImageNet's statistics, in units of pixel values.
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
 
 
 def normalise(frames_BTHWC: Tensor, sizes_B2: Tensor) -> Tensor:
     """uint8 RGB frames → normalised images [B, T, 3, H, W], fp32, zero where padded."""
     device = frames_BTHWC.device
-    mean, std = torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)
+    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     images = ((frames_BTHWC.float() - mean) / std).permute(0, 1, 4, 2, 3)
     H, W = frames_BTHWC.shape[2:4]
     rows_BH = torch.arange(H, device=device) < sizes_B2[:, :1]

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mssts.model.layers import at_least_fp32
+
 _MASKED = -100.0  # added to the logits of what is masked; not −∞, as trained weights know it
 
 
@@ -101,7 +103,7 @@ class WindowAttention(nn.Module):
         logits = (query * self.scale) @ key.transpose(-2, -1) + bias_MLL
         if mask_GLL is not None:
             logits = logits + mask_GLL[:, None]
-        attended = logits.softmax(-1).to(value.dtype) @ value
+        attended = at_least_fp32(logits).softmax(-1).to(value.dtype) @ value
         return self.proj(attended.transpose(-3, -2).flatten(-2))
 
 

@@ -1,0 +1,42 @@
+"""Runs a graph in onnx's own reference implementation: slow, and the only one here that knows bf16 on a processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from mssts import contract
+from mssts.runners.base import EngineOutput
+
+
+class ReferenceRunner:
+    """A `model.onnx` as `mssts.runners.base.Runner`, for checks alone."""
+
+    def __init__(self, model_path: Path | str) -> None:
+        self._session = ReferenceEvaluator(onnx.load(model_path))
+
+    def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
+        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips."""
+        feeds = {contract.FRAMES.name: frames_BTHWC, contract.SIZES.name: sizes_B2}
+        with np.errstate(all="ignore"):  # a sigmoid saturates, a padded token divides by zero: so they do elsewhere
+            outputs = self._session.run([spec.name for spec in contract.ENGINE_OUTPUTS], feeds)
+        return EngineOutput(*outputs)
+
+    def describe(self) -> dict[str, Any]:
+        """What runs."""
+        return {
+            "name": "onnx reference evaluator",
+            "version": onnx.__version__,
+            "device": "cpu",
+            "precision": "as the graph says",
+            "threads": 1,
+            "kernels": [],
+        }
+
+    def close(self) -> None:
+        """Frees the graph."""
+        del self._session

@@ -1,0 +1,27 @@
+"""An ONNX model as files: one, or two where protobuf's limit of 2 GB asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from mssts.files import sha256
+
+LARGEST_FILE = onnx.checker.MAXIMUM_PROTOBUF
+
+
+def save_model(model: onnx.ModelProto, path: Path, largest: int = LARGEST_FILE) -> dict[str, str]:
+    """Writes `path`; weights go to `path` + ".data" beside it if they do not fit in a file of `largest` bytes.
+
+    Returns the SHA-256 of each further file by its name. The same model gives the same bytes.
+    """
+    data = path.with_name(path.name + ".data")
+    if model.ByteSize() <= largest:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return {}
+    moved = onnx.ModelProto()
+    moved.CopyFrom(model)  # what is saved this way loses its weights
+    onnx.save_model(moved, path, save_as_external_data=True, location=data.name, size_threshold=1024)
+    onnx.checker.check_model(path)
+    return {data.name: sha256(data)}
