@@ -7,8 +7,11 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.10 python3.13 py
 # Extra arguments for pip, for example an index of CPU-only builds of torch.
 PIP_ARGS ?=
 TORCH ?= torch==2.13.0
+# Extra arguments for CMake, for example PLUGINS_ARGS="-DTENSORRT_INCLUDE_DIR=/opt/tensorrt/include".
+PLUGINS_ARGS ?=
+CXX_FOUND := $(shell command -v $(CXX) 2>/dev/null)
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo plugins test test-gpu lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,8 +27,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## the main job: shapes → ONNX → Triton → client → masks and AP (VIDEO=clip.mp4 for your own video)
 	$(BIN)/mssts demo $(if $(VIDEO),--video "$(VIDEO)")
 
-test: setup ## every test that runs without a GPU
+plugins: setup ## the kernels: CPU, CUDA, ONNX Runtime, TensorRT; what cannot be built here is named with the reason
+	@test -n "$(CXX_FOUND)" || { echo "error: no C++ compiler ($(CXX)) found; install g++ or clang++, or set CXX"; exit 2; }
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S plugins -B build/plugins -G Ninja -DMSSTS_PYTHON="$(abspath $(BIN))/python" --log-level=WARNING $(PLUGINS_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/plugins
+	@cat build/plugins/report.txt
+
+# The kernels are built first where there is a C++ compiler; without one their tests say that they were skipped.
+test: setup $(if $(CXX_FOUND),plugins) ## every test that runs without a GPU
 	$(BIN)/python -m pytest
+
+test-gpu: setup plugins ## the tests that need an NVIDIA GPU; an error, not a skip, where there is none
+	$(BIN)/python -m pytest -m gpu --require-gpu
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
@@ -37,4 +50,4 @@ format: setup ## ruff's formatting and its safe fixes
 	$(BIN)/ruff format .
 
 clean: ## everything that was built, the environment included
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist mssts/lib *.egg-info

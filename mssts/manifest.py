@@ -53,7 +53,8 @@ class Manifest:
 
     `clip_frames` is the window a long video is cut into and `clip_overlap` the frames two windows share.
     `categories[label]` explains the engine's `labels`. `shape` is the only input shape of the engine, None where it
-    takes any. `companions` are the other files of the artefact, with their SHA-256. `checks` holds the parity report, `provenance` the machine, versions and commit.
+    takes any. `companions` are the other files of the artefact, with their SHA-256. `checks` holds the parity report,
+    `provenance` the machine, versions and commit.
     """
 
     preset: str

@@ -1,9 +1,13 @@
-"""The two ops against definitions written independently, in float64, and their ONNX function bodies against the ops."""
+"""The two ops against definitions written independently, in float64, and their ONNX function bodies against the ops.
+
+What is true of an op is asked of its definition in PyTorch and of the kernel, where one is built.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -12,9 +16,23 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export.functions import DOMAIN_VERSION, OPSET, function_bodies
-from mssts.ops import ms_deform_attn, split_temporal_attn
+from export.functions import DOMAIN_VERSION, function_bodies
+from export.options import OPSET
+from mssts.kernels import library
+from mssts.ops import definition, ms_deform_attn, split_temporal_attn
 from mssts.ops.exporting import DOMAIN, PLUGIN_ATTRIBUTES
+
+
+@pytest.fixture(params=["definition", "kernel"])
+def either(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs twice: with the ops' definitions and with the kernels."""
+    if request.param == "definition":
+        with definition():
+            yield
+    elif reason := library("cpu").reason:
+        pytest.skip(f"the CPU kernels: {reason}")
+    else:
+        yield
 
 
 def deformable_inputs(shapes, N=2, Q=7, M=3, D=5, P=4, R=2, spread=3.0, dtype=torch.float64, seed=0):
@@ -67,12 +85,12 @@ SHAPES = {
 @pytest.mark.parametrize("R", [2, 4])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("spread", [0.3, 3.0, 50.0], ids=["near", "far", "mostly outside"])
-def test_deformable_attention_is_the_papers_equation(shapes, R, spread):
+def test_deformable_attention_is_the_papers_equation(either, shapes, R, spread):
     inputs = deformable_inputs(shapes, R=R, spread=spread)
     np.testing.assert_allclose(ms_deform_attn(*inputs).numpy(), deformable_by_loops(*inputs), rtol=0, atol=1e-13)
 
 
-def test_a_point_on_a_pixel_centre_returns_that_pixel():
+def test_a_point_on_a_pixel_centre_returns_that_pixel(either):
     shapes = ((3, 4),)
     value = torch.arange(12, dtype=torch.float64).view(1, 12, 1, 1)
     reference = torch.tensor([[(2 + 0.5) / 4, (1 + 0.5) / 3]], dtype=torch.float64).view(1, 1, 1, 2)
@@ -82,14 +100,14 @@ def test_a_point_on_a_pixel_centre_returns_that_pixel():
 
 
 @pytest.mark.parametrize("R", [2, 4])
-def test_deformable_attention_has_right_gradients(R):
+def test_deformable_attention_has_right_gradients(either, R):
     value, shapes_L2, reference, offsets, logits, shapes = deformable_inputs(((4, 5), (2, 3)), 1, 3, 2, 2, 2, R, 1.0)
     leaves = [x.requires_grad_() for x in (value, offsets, logits)]
     torch.autograd.gradcheck(lambda v, o, a: ms_deform_attn(v, shapes_L2, reference, o, a, shapes), leaves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bit_storage_costs_only_the_rounding_of_the_storage(dtype):
+def test_sixteen_bit_storage_costs_only_the_rounding_of_the_storage(either, dtype):
     shapes = SHAPES["four levels"]
     value, shapes_L2, reference, offsets, logits, _ = deformable_inputs(shapes, dtype=torch.float32)
     stored = [x.to(dtype) for x in (value, offsets, logits)]
@@ -103,7 +121,7 @@ def test_sixteen_bit_storage_costs_only_the_rounding_of_the_storage(dtype):
 
 
 @pytest.mark.parametrize("U", [5, 10])
-def test_temporal_attention_is_attention_at_each_location(U):
+def test_temporal_attention_is_attention_at_each_location(either, U):
     gen = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, t, 6, 8, generator=gen, dtype=torch.float64) for t in (5, U, U))
     out = split_temporal_attn(q, k, v, heads=2)
@@ -113,7 +131,7 @@ def test_temporal_attention_is_attention_at_each_location(U):
         torch.testing.assert_close(out[b, :, s, cut], weights @ v[b, :, s, cut], rtol=0, atol=1e-13)
 
 
-def test_temporal_attention_has_right_gradients():
+def test_temporal_attention_has_right_gradients(either):
     gen = torch.Generator().manual_seed(0)
     leaves = [torch.randn(1, t, 2, 4, generator=gen, dtype=torch.float64, requires_grad=True) for t in (3, 6, 6)]
     torch.autograd.gradcheck(lambda q, k, v: split_temporal_attn(q, k, v, heads=2), leaves)

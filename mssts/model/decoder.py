@@ -157,8 +157,11 @@ class Decoder(nn.Module):
         B, T = tokens_BTSC.shape[:2]
         position_QC, content_QC = self.query_embed.weight.chunk(2, 1)
         reference = self.reference_points(position_QC).sigmoid().expand(B, T, -1, -1)
-        # Embeddings may be stored more precisely than tokens, for the sake of the reference points alone.
-        position_QC, content_QC = position_QC.to(tokens_BTSC.dtype), content_QC.to(tokens_BTSC.dtype)
+        # Embeddings may be stored more precisely than the layers' weights, for the sake of the reference points alone.
+        first = self.layers[0]
+        assert isinstance(first, DecoderLayer)
+        dtype = first.output_proj.weight.dtype
+        position_QC, content_QC = position_QC.to(dtype), content_QC.to(dtype)
         instance = content_QC.expand(B, -1, -1)
         box = instance[:, None]
         layers = []

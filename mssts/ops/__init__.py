@@ -1,7 +1,10 @@
-"""The two operators of the model: defined once in PyTorch, written as nodes of the ONNX domain `mssts` under export."""
+"""The two operators of the model: defined once in PyTorch, computed by our kernels where they are built, and written as
+nodes of the ONNX domain `mssts` under export."""
 
+import mssts.ops.library  # noqa: F401  (registers torch.ops.mssts)
+from mssts.ops.choice import definition, why_no_kernel
 from mssts.ops.deformable_attention import ms_deform_attn
 from mssts.ops.exporting import exporting
 from mssts.ops.temporal_attention import split_temporal_attn
 
-__all__ = ["exporting", "ms_deform_attn", "split_temporal_attn"]
+__all__ = ["definition", "exporting", "ms_deform_attn", "split_temporal_attn", "why_no_kernel"]

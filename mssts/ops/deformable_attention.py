@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mssts.ops.choice import as_dtype, has_kernel
 from mssts.ops.exporting import is_exporting, onnx_node
 
 OP_TYPE = "MSDeformAttn"
@@ -28,26 +29,49 @@ def ms_deform_attn(
     reference + offset ÷ P × (box w, box h) × ½ where it has R = 4 (x, y, w, h); all in [0, 1] of the padded scale.
     Sampling is bilinear between pixel centres, zero outside, as grid_sample has it with align_corners=False.
 
+    The kernel computes it where one is built (`mssts info`), else `deformable_attention_in_pytorch`.
+
     Args:
         value_NSMD: projected tokens, zero where padded.
-        shapes_L2: (h, w) of the scales, int64.
+        shapes_L2: (h, w) of the scales, int64, on the device of `value`.
         reference_NQLR: reference points, fp32 whatever the other inputs are.
         offsets_NQMLP2: raw offsets in pixels (R = 2) or fractions of the box (R = 4).
         logits_NQMLP: raw attention logits.
         shapes: `shapes_L2` as integers.
 
     Returns:
-        [N, Q, M·D], of the dtype of `value`. Arithmetic is in fp32 (fp64 for fp64 inputs).
+        [N, Q, M·D], of the dtype of `value`. Arithmetic is in fp32 (fp64 for fp64 inputs). Differentiable once, in
+        value, reference, offsets and logits.
+
+    Raises:
+        RuntimeError: shapes, devices or dtypes do not fit together.
     """
     N, _, M, D = value_NSMD.shape
     Q = offsets_NQMLP2.shape[1]
     if is_exporting():
         inputs = (value_NSMD, shapes_L2, reference_NQLR, offsets_NQMLP2, logits_NQMLP)
         return onnx_node(OP_TYPE, inputs, {}, (N, Q, M * D), value_NSMD.dtype)
-    return _definition(value_NSMD, shapes_L2, reference_NQLR, offsets_NQMLP2, logits_NQMLP, shapes)
+    if has_kernel(value_NSMD):
+        _check_tokens(value_NSMD, shapes)
+        dtype = value_NSMD.dtype
+        return torch.ops.mssts.ms_deform_attn.default(
+            value_NSMD,
+            shapes_L2,
+            as_dtype(reference_NQLR, torch.promote_types(dtype, torch.float32)),
+            as_dtype(offsets_NQMLP2, dtype),
+            as_dtype(logits_NQMLP, dtype),
+        )
+    return deformable_attention_in_pytorch(value_NSMD, shapes_L2, reference_NQLR, offsets_NQMLP2, logits_NQMLP, shapes)
 
 
-def _definition(
+def _check_tokens(value_NSMD: Tensor, shapes: list[tuple[int, int]]) -> None:
+    """A kernel on a GPU cannot tell in time that the scales are not the value's. Not while a graph is traced: it would
+    become a condition on the sizes."""
+    if not torch.compiler.is_compiling() and sum(h * w for h, w in shapes) != value_NSMD.shape[1]:
+        raise RuntimeError(f"the scales {shapes} do not have the {value_NSMD.shape[1]} tokens of value")
+
+
+def deformable_attention_in_pytorch(
     value_NSMD: Tensor,
     shapes_L2: Tensor,
     reference_NQLR: Tensor,
@@ -55,6 +79,7 @@ def _definition(
     logits_NQMLP: Tensor,
     shapes: list[tuple[int, int]],
 ) -> Tensor:
+    """The definition of `ms_deform_attn`: any device, any dtype, any number of derivatives."""
     N, _, M, D = value_NSMD.shape
     Q, L, P = offsets_NQMLP2.shape[1], offsets_NQMLP2.shape[3], offsets_NQMLP2.shape[4]
     dtype = torch.promote_types(value_NSMD.dtype, torch.float32)

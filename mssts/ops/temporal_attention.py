@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mssts.ops.choice import as_dtype, has_kernel
 from mssts.ops.exporting import is_exporting, onnx_node
 
 OP_TYPE = "SplitTemporalAttn"
@@ -19,12 +20,26 @@ def split_temporal_attn(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor
 
     Tokens stay where they are in memory (time-major), so neither the inputs nor the output need a transposition.
 
+    The kernel computes it where one is built (`mssts info`), else `temporal_attention_in_pytorch`.
+
     Returns:
-        [B, T, S, C], of the dtype of the inputs; softmax in fp32 at least.
+        [B, T, S, C], of the dtype of the query; softmax in fp32 at least. Differentiable once.
+
+    Raises:
+        RuntimeError: shapes, devices or dtypes do not fit together.
     """
     if is_exporting():
         inputs = (query_BTSC, key_BUSC, value_BUSC)
         return onnx_node(OP_TYPE, inputs, {"heads": heads}, query_BTSC.shape, query_BTSC.dtype)
+    if has_kernel(query_BTSC):
+        dtype = query_BTSC.dtype
+        key, value = as_dtype(key_BUSC, dtype), as_dtype(value_BUSC, dtype)
+        return torch.ops.mssts.split_temporal_attn.default(query_BTSC, key, value, heads)
+    return temporal_attention_in_pytorch(query_BTSC, key_BUSC, value_BUSC, heads)
+
+
+def temporal_attention_in_pytorch(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor, heads: int) -> Tensor:
+    """The definition of `split_temporal_attn`: any device, any dtype, any length, any number of derivatives."""
 
     def by_location(tokens: Tensor) -> Tensor:  # → [B, S, M, T or U, D]
         return tokens.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from mssts.errors import MsstsError
+from mssts.kernels import library
 from mssts.manifest import Manifest
 from mssts.model.checkpoint import load_checkpoint
 from mssts.model.engine import Engine
+from mssts.ops import why_no_kernel
 from mssts.provenance import cpu_count
 from mssts.runners.base import EngineOutput
 
@@ -67,14 +69,22 @@ class TorchRunner:
             raise MsstsError(f"{self._path}: the model failed on frames {shape}: {_first_line(error)}") from None
 
     def describe(self) -> dict[str, Any]:
-        """What runs. `kernels` are those of ours that are active: none here, the definitions in PyTorch run."""
+        """What runs. `kernels` are our ops that run on our kernels; where it is empty their definitions in PyTorch do,
+        and `kernels_reason` tells why."""
+        device, reason = self._device.type, why_no_kernel(self._device.type)
+        switches = self._engine.model.config.switches
+        over_time = switches.intra_scale or switches.inter_scale or switches.temporal_decoder
+        ops = ["MSDeformAttn", "SplitTemporalAttn"] if over_time else ["MSDeformAttn"]
+        isa = library("cpu").handle.mssts_cpu_isa().decode() if device == "cpu" and not reason else ""
         return {
             "name": "pytorch",
             "version": torch.__version__,
             "device": str(self._device),
             "precision": self._manifest.precision,
             "threads": self._threads,
-            "kernels": [],
+            "kernels": [] if reason else ops,
+            "kernels_isa": isa,
+            "kernels_reason": reason,
         }
 
     def close(self) -> None:

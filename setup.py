@@ -1,0 +1,37 @@
+"""What pyproject.toml cannot say: a wheel that holds built kernels is for this platform, one without them for any."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+LIBRARIES = Path(__file__).resolve().parent / "mssts" / "lib"
+
+
+class DistributionWithKernels(Distribution):
+    """Belongs to this platform where kernels were built, as if they were extension modules."""
+
+    def has_ext_modules(self) -> bool:
+        return any(LIBRARIES.glob("*.so"))
+
+
+class BuildWithoutLeftovers(build_py):
+    """Drops libraries that an earlier build left in `build/`: the wheel holds those of `mssts/lib` alone."""
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib) / "mssts" / "lib", ignore_errors=True)
+        super().run()
+
+
+class WheelForAnyPython(bdist_wheel):
+    """py3-none-<platform> with kernels, which know no Python; py3-none-any without."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(distclass=DistributionWithKernels, cmdclass={"bdist_wheel": WheelForAnyPython, "build_py": BuildWithoutLeftovers})
