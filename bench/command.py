@@ -1,41 +1,29 @@
-"""`mssts bench`: figures of anything that runs, each also in a JSON file."""
+"""`mssts bench`: figures of anything that runs, each also in a JSON file.
+
+A benchmark is a module with three things, as a command is: `HELP` (one line), `add_arguments(parser)` and
+`run(arguments)`, which returns an exit code or None for 0. It imports nothing heavy at its top.
+"""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from importlib import import_module
 
-HELP = "measure: switches (what each of the paper's additions costs)"
+HELP = "measure: fps (whole engines), kernels (the two ops), switches (what each of the paper's additions costs)"
+
+BENCHMARKS = {"fps": "bench.fps", "kernels": "bench.kernels", "switches": "bench.switches"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """The command's arguments: those of each benchmark."""
     benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
-    switches = benchmarks.add_parser("switches", help="parameters and time of each of the paper's additions")
-    switches.add_argument("--preset", default="mssts_r50", help="default: %(default)s")
-    switches.add_argument("--size", default="360x640", metavar="HxW", help="of the frames (default: %(default)s)")
-    switches.add_argument("--frames", type=int, default=5, help="of a clip (default: %(default)s)")
-    switches.add_argument("--repeats", type=int, default=5, help="forward passes of each (default: %(default)s)")
-    switches.add_argument("--out", type=Path, help="JSON file for the figures")
+    for name, path in BENCHMARKS.items():
+        module = import_module(path)
+        benchmark = benchmarks.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(benchmark)
+        benchmark.set_defaults(run_benchmark=module.run)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     """Runs the chosen benchmark."""
-    from bench.switches import measure_switches, print_switches
-    from mssts.errors import MsstsError
-    from mssts.files import write_json
-    from mssts.model.config import preset
-
-    sides = arguments.size.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) >= 8 for side in sides):
-        raise MsstsError(f"--size {arguments.size}: expected HEIGHTxWIDTH in pixels, such as 360x640")
-    for name in ("frames", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise MsstsError(f"--{name} is {getattr(arguments, name)}; expected at least 1")
-    report = measure_switches(
-        preset(arguments.preset), (int(sides[0]), int(sides[1])), arguments.frames, arguments.repeats
-    )
-    print_switches(report)
-    if arguments.out is not None:
-        write_json(arguments.out, report)
-        print(f"wrote {arguments.out}")
+    return int(arguments.run_benchmark(arguments) or 0)

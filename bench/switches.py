@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from mssts.model.config import BASELINE, Preset, Switches
-from mssts.model.engine import Engine
-from mssts.model.mssts_vis import MSSTSVIS
+from mssts.errors import MsstsError
+from mssts.files import write_json
+from mssts.model.config import BASELINE, Preset, Switches, preset
 from mssts.provenance import provenance
+
+HELP = "parameters and time of each of the paper's additions"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's arguments."""
+    parser.add_argument("--preset", default="mssts_r50", help="default: %(default)s")
+    parser.add_argument("--size", default="360x640", metavar="HxW", help="of the frames (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=5, help="of a clip (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="forward passes of each (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, prints the table and writes the file."""
+    sides = arguments.size.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) >= 8 for side in sides):
+        raise MsstsError(f"--size {arguments.size}: expected HEIGHTxWIDTH in pixels, such as 360x640")
+    for name in ("frames", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise MsstsError(f"--{name} is {getattr(arguments, name)}; expected at least 1")
+    size = int(sides[0]), int(sides[1])
+    report = measure_switches(preset(arguments.preset), size, arguments.frames, arguments.repeats)
+    print_switches(report)
+    if arguments.out is not None:
+        write_json(arguments.out, report)
+        print(f"wrote {arguments.out}")
 
 
 def variants() -> dict[str, Switches]:
@@ -24,6 +50,12 @@ def variants() -> dict[str, Switches]:
 
 def measure_switches(preset: Preset, size: tuple[int, int], frames: int, repeats: int) -> dict[str, Any]:
     """Medians over `repeats` forward passes of random weights, the variants taking turns in one process."""
+    import torch
+    from tqdm import tqdm
+
+    from mssts.model.engine import Engine
+    from mssts.model.mssts_vis import MSSTSVIS
+
     clip = torch.randint(0, 256, (1, frames, *size, 3), dtype=torch.uint8)
     sizes = torch.tensor([size], dtype=torch.int32)
     engines = {}
