@@ -1,6 +1,8 @@
-"""Options of the whole test suite."""
+"""Options of the whole test suite, and what several files of it share because it takes long to make."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +16,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.getoption("--require-gpu") and (reason := library("cuda").reason):
         raise pytest.UsageError(f"--require-gpu: the CUDA kernels cannot run here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory):
+    """(checkpoint, folder of its export, the model), of tests/small_model.py. Not to be changed."""
+    from small_model import awake_model, small
+
+    from export.exporter import export_checkpoint
+    from mssts.data.moving_shapes import CATEGORIES
+    from mssts.model.checkpoint import save_checkpoint
+
+    folder: Path = tmp_path_factory.mktemp("export")
+    model = awake_model()
+    weights = {k: v for k, v in model.state_dict().items() if "num_batches_tracked" not in k}
+    save_checkpoint(folder / "model.safetensors", weights, small(), CATEGORIES)
+    export_checkpoint(folder / "model.safetensors", folder / "engine")
+    assert {path.name for path in (folder / "engine").iterdir()} == {"model.onnx", "manifest.json"}
+    return folder / "model.safetensors", folder / "engine", model

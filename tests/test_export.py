@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from small_model import small
 
 import export.exporter
 from export.existing import existing_export
@@ -23,44 +23,9 @@ from mssts.data.moving_shapes import CATEGORIES
 from mssts.errors import CheckFailed, MsstsError
 from mssts.manifest import Manifest
 from mssts.model.checkpoint import save_checkpoint
-from mssts.model.config import Preset, tiny
 from mssts.model.engine import Engine
-from mssts.model.mssts_vis import MSSTSVIS
 from mssts.ops.exporting import DOMAIN
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
-
-
-def small() -> Preset:
-    """The tiny preset made tinier, so that exporting takes seconds."""
-    model = replace(
-        tiny().model, width=64, heads=2, ffn_width=32, queries=12, encoder_layers=1, decoder_layers=2,
-        split_width=16, temporal_width=16,
-    )  # fmt: skip
-    return replace(tiny(), model=model)
-
-
-def awake_model() -> MSSTSVIS:
-    """Random weights, the zero-initialised ones too, and scores far enough apart not to tie."""
-    torch.manual_seed(0)
-    model = MSSTSVIS(small().model).eval()
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-        if name.startswith("class_embed") and parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory):
-    """(checkpoint, folder of its export, the model)."""
-    folder = tmp_path_factory.mktemp("export")
-    model = awake_model()
-    weights = {k: v for k, v in model.state_dict().items() if "num_batches_tracked" not in k}
-    save_checkpoint(folder / "model.safetensors", weights, small(), CATEGORIES)
-    export_checkpoint(folder / "model.safetensors", folder / "engine")
-    assert {path.name for path in (folder / "engine").iterdir()} == {"model.onnx", "manifest.json"}
-    return folder / "model.safetensors", folder / "engine", model
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +79,7 @@ def test_the_file_computes_the_model_at_sizes_it_was_never_checked_with(exported
     frames = np.random.default_rng(5).integers(0, 256, (B, T, H, W, 3), dtype=np.uint8)
     report = measure(
         Engine(exported[2], small().top_k),
-        OnnxRuntimeRunner(exported[1] / "model.onnx"),
+        OnnxRuntimeRunner(exported[1] / "model.onnx", kernels=False),
         [Case("new", frames, np.array(sizes, np.int32))],
     )
     assert report.failures() == []
@@ -150,7 +115,7 @@ def test_the_gate_closes_on_a_wrong_graph(exported, graph, tmp_path, old, new):
     del broken.functions[:]
     broken.functions.extend(break_function(old, new))
     onnx.save(broken, tmp_path / "model.onnx")
-    report = measure(Engine(exported[2], small().top_k), OnnxRuntimeRunner(tmp_path / "model.onnx"))
+    report = measure(Engine(exported[2], small().top_k), OnnxRuntimeRunner(tmp_path / "model.onnx", kernels=False))
     with pytest.raises(CheckFailed, match=r"does not compute what PyTorch computes; nothing was written: .*max error"):
         report.check("model.onnx")
 
@@ -160,7 +125,7 @@ def test_the_gate_closes_on_a_dropped_padding_mask(exported, tmp_path):
         def infer(self, frames_BTHWC, sizes_B2):
             return super().infer(frames_BTHWC, np.full_like(sizes_B2, frames_BTHWC.shape[2:4]))
 
-    report = measure(Engine(exported[2], small().top_k), Deaf(exported[1] / "model.onnx"))
+    report = measure(Engine(exported[2], small().top_k), Deaf(exported[1] / "model.onnx", kernels=False))
     assert {failure.split(" in case ")[1].split(":")[0] for failure in report.failures() if "case" in failure} == {
         "padded_batch"
     }

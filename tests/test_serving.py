@@ -451,7 +451,7 @@ def test_an_engine_that_cannot_be_loaded(
     assert main(["serve", "--model", str(broken)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert re.search(rf"failed to start.*its log says: engine: {broken}: ONNX Runtime cannot load it", error)
+    assert re.search(rf"failed to start.*its log says: engine: {broken}: (ONNX Runtime|OpenVINO) cannot load it", error)
     assert_gone(str(temporary))
     assert left_in(temporary) == []
 

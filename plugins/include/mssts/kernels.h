@@ -39,7 +39,10 @@ typedef enum mssts_dtype {
 /* Multi-scale deformable attention (arXiv 2010.04159): softmax of the logits over L*P, locations from reference and
  * offsets (R = 2: reference + offset / (w, h); R = 4: reference + offset / P * box * 0.5), bilinear samples between
  * pixel centres, zero outside. Arithmetic is fp32, fp64 for fp64.
- * A NaN in an input gives NaN in the outputs that depend on it; no input makes a kernel read or write out of bounds. */
+ * A NaN in an input gives NaN in the outputs that depend on it; no input makes a kernel read or write out of bounds.
+ * A CPU refuses shapes whose tokens do not sum to S (MSSTS_INVALID). A GPU reads them too late for that: points in a level
+ * that does not lie in the S tokens, or in one after it, give NaN outputs (the backward writes no out-of-bounds value and
+ * says nothing of the gradients); tokens behind the last level are not looked at, and their gradient is zero. */
 typedef struct mssts_deform_attn {
   int64_t batch;        /* N; 0 is allowed, as is Q = 0 */
   int64_t tokens;       /* S */
@@ -51,9 +54,9 @@ typedef struct mssts_deform_attn {
   int32_t coordinates;  /* R: 2 or 4 */
   int32_t dtype;        /* of value, offsets, logits and out: a floating mssts_dtype */
   int32_t shapes_dtype; /* MSSTS_INT32 or MSSTS_INT64 */
-  int32_t flags;        /* of MSSTS_DETERMINISTIC */
+  int32_t flags;        /* of MSSTS_DETERMINISTIC, MSSTS_NO_TENSOR_CORES */
   const void* value;     /* [N, S, M, D] */
-  const void* shapes;    /* [L, 2], (h, w); host memory on a CPU, device memory on a GPU; the sum of h*w is S */
+  const void* shapes;    /* [L, 2], (h, w); host memory on a CPU, device memory on a GPU; the sum of h*w is S (below) */
   const void* reference; /* [N, Q, L, R] fp32 (fp64 if dtype is) */
   const void* offsets;   /* [N, Q, M, L, P, 2], (x, y) */
   const void* logits;    /* [N, Q, M, L, P] */
@@ -69,6 +72,8 @@ typedef struct mssts_deform_attn {
 
 /* The backward gives the same bits on every run (CPU kernels always do). */
 #define MSSTS_DETERMINISTIC 1
+/* The CUDA forward uses fp32 multiply-adds alone, for comparison; MSSTS_CUDA_PATH=fma in the environment sets it for all. */
+#define MSSTS_NO_TENSOR_CORES 2
 
 /* Scaled dot-product attention of the T query frames of each location to the U key frames of the same location:
  * softmax(q k^T / sqrt(D)) v for each clip, location and head. Tokens stay time-major.

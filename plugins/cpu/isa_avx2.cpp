@@ -1,0 +1,2 @@
+#define MSSTS_ISA avx2
+#include "isa.inl"

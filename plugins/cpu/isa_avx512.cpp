@@ -1,0 +1,2 @@
+#define MSSTS_ISA avx512
+#include "isa.inl"

@@ -1,0 +1,2 @@
+#define MSSTS_ISA portable
+#include "isa.inl"

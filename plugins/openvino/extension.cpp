@@ -1,0 +1,169 @@
+// The door to OpenVINO: the two nodes of the ONNX domain `mssts` as operations of the CPU plugin. It calls the CPU
+// kernels through the C ABI, on OpenVINO's own threads.
+#include <mssts/kernels.h>
+
+#include <memory>
+#include <vector>
+
+#include <openvino/core/extension.hpp>
+#include <openvino/core/op_extension.hpp>
+#include <openvino/core/parallel.hpp>
+#include <openvino/frontend/onnx/extension/conversion.hpp>
+#include <openvino/frontend/onnx/node_context.hpp>
+#include <openvino/op/op.hpp>
+
+namespace mssts {
+namespace {
+
+// The kernels' tasks on the threads of the arena that the inference runs in.
+void run_in_arena(void*, int64_t tasks, void (*task)(void*, int64_t), void* argument) {
+  tbb::parallel_for(int64_t{0}, tasks, [=](int64_t index) { task(argument, index); });
+}
+
+mssts_executor executor() { return {parallel_get_max_threads(), run_in_arena, nullptr}; }
+
+int32_t dtype_of(const ov::element::Type& type) {
+  if (type == ov::element::f32) return MSSTS_FLOAT32;
+  if (type == ov::element::f16) return MSSTS_FLOAT16;
+  if (type == ov::element::bf16) return MSSTS_BFLOAT16;
+  if (type == ov::element::f64) return MSSTS_FLOAT64;
+  OPENVINO_THROW("mssts: no kernel for the type ", type);
+}
+
+void check(int status) { OPENVINO_ASSERT(status == MSSTS_OK, "mssts: ", mssts_last_error()); }
+
+// value [N,S,M,D], shapes [L,2] int32 or int64 (h, w), reference [N,Q,L,R] fp32, offsets [N,Q,M,L,P,2],
+// logits [N,Q,M,L,P] → [N,Q,M·D].
+class MSDeformAttn : public ov::op::Op {
+ public:
+  OPENVINO_OP("MSDeformAttn", "mssts");
+  MSDeformAttn() = default;
+  explicit MSDeformAttn(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+
+  void validate_and_infer_types() override {
+    NODE_VALIDATION_CHECK(this, get_input_size() == 5, "MSDeformAttn takes 5 inputs");
+    const ov::PartialShape& value = get_input_partial_shape(0);
+    const ov::PartialShape& offsets = get_input_partial_shape(3);
+    NODE_VALIDATION_CHECK(this, value.rank().compatible(4) && offsets.rank().compatible(6),
+                          "MSDeformAttn: value has the shape [N,S,M,D] and offsets [N,Q,M,L,P,2]");
+    ov::PartialShape out = ov::PartialShape::dynamic(3);
+    if (value.rank().is_static() && offsets.rank().is_static()) {
+      out = {value[0], offsets[1], value[2] * value[3]};
+    }
+    set_output_type(0, get_input_element_type(0), out);
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<MSDeformAttn>(inputs);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const ov::Shape value = inputs[0].get_shape(), offsets = inputs[3].get_shape();
+    outputs[0].set_shape({value[0], offsets[1], value[2] * value[3]});
+    mssts_deform_attn call{};
+    call.batch = static_cast<int64_t>(value[0]);
+    call.tokens = static_cast<int64_t>(value[1]);
+    call.queries = static_cast<int64_t>(offsets[1]);
+    call.heads = static_cast<int32_t>(value[2]);
+    call.channels = static_cast<int32_t>(value[3]);
+    call.levels = static_cast<int32_t>(offsets[3]);
+    call.points = static_cast<int32_t>(offsets[4]);
+    call.coordinates = static_cast<int32_t>(inputs[2].get_shape()[3]);
+    call.dtype = dtype_of(inputs[0].get_element_type());
+    call.shapes_dtype = inputs[1].get_element_type() == ov::element::i32 ? MSSTS_INT32 : MSSTS_INT64;
+    call.value = inputs[0].data();
+    call.shapes = inputs[1].data();
+    call.reference = inputs[2].data();
+    call.offsets = inputs[3].data();
+    call.logits = inputs[4].data();
+    call.out = outputs[0].data();
+    const mssts_executor threads = executor();
+    check(mssts_cpu_deform_attn_forward(&call, &threads));
+    return true;
+  }
+};
+
+// query [B,T,S,C], key and value [B,U,S,C] → [B,T,S,C].
+class SplitTemporalAttn : public ov::op::Op {
+ public:
+  OPENVINO_OP("SplitTemporalAttn", "mssts");
+  SplitTemporalAttn() = default;
+  SplitTemporalAttn(const ov::OutputVector& inputs, int64_t heads) : Op(inputs), heads_(heads) {
+    constructor_validate_and_infer_types();
+  }
+
+  void validate_and_infer_types() override {
+    NODE_VALIDATION_CHECK(this, get_input_size() == 3 && heads_ > 0, "SplitTemporalAttn takes 3 inputs and `heads`");
+    set_output_type(0, get_input_element_type(0), get_input_partial_shape(0));
+  }
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+    return std::make_shared<SplitTemporalAttn>(inputs, heads_);
+  }
+
+  bool visit_attributes(ov::AttributeVisitor& visitor) override {
+    visitor.on_attribute("heads", heads_);
+    return true;
+  }
+  bool has_evaluate() const override { return true; }
+
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+    const ov::Shape query = inputs[0].get_shape(), key = inputs[1].get_shape();
+    outputs[0].set_shape(query);
+    mssts_temporal_attn call{};
+    call.batch = static_cast<int64_t>(query[0]);
+    call.locations = static_cast<int64_t>(query[2]);
+    call.query_frames = static_cast<int32_t>(query[1]);
+    call.key_frames = static_cast<int32_t>(key[1]);
+    call.heads = static_cast<int32_t>(heads_);
+    call.channels = static_cast<int32_t>(static_cast<int64_t>(query[3]) / heads_);
+    call.dtype = dtype_of(inputs[0].get_element_type());
+    set_strides(call.query_strides, inputs[0]);
+    set_strides(call.key_strides, inputs[1]);
+    set_strides(call.value_strides, inputs[2]);
+    call.query = inputs[0].data();
+    call.key = inputs[1].data();
+    call.value = inputs[2].data();
+    call.out = outputs[0].data();
+    const mssts_executor threads = executor();
+    check(mssts_cpu_temporal_attn_forward(&call, &threads));
+    return true;
+  }
+
+ private:
+  // OpenVINO gives bytes of all four dimensions; the kernel wants elements of the first three.
+  static void set_strides(int64_t (&strides)[3], const ov::Tensor& tensor) {
+    const ov::Strides bytes = tensor.get_strides();
+    for (int i = 0; i < 3; ++i) strides[i] = static_cast<int64_t>(bytes[i] / tensor.get_element_type().size());
+  }
+
+  int64_t heads_ = 0;
+};
+
+using ov::frontend::NodeContext;
+
+ov::OutputVector deformable(const NodeContext& node) {
+  ov::OutputVector inputs;
+  for (int i = 0; i < 5; ++i) inputs.push_back(node.get_input(i));
+  return std::make_shared<MSDeformAttn>(inputs)->outputs();
+}
+
+ov::OutputVector temporal(const NodeContext& node) {
+  const ov::OutputVector inputs{node.get_input(0), node.get_input(1), node.get_input(2)};
+  return std::make_shared<SplitTemporalAttn>(inputs, node.get_attribute<int64_t>("heads"))->outputs();
+}
+
+}  // namespace
+}  // namespace mssts
+
+using ov::frontend::onnx::ConversionExtension;
+
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
+    std::make_shared<ov::OpExtension<mssts::MSDeformAttn>>(),
+    std::make_shared<ov::OpExtension<mssts::SplitTemporalAttn>>(),
+    std::make_shared<ConversionExtension>("MSDeformAttn", "mssts", mssts::deformable),
+    std::make_shared<ConversionExtension>("SplitTemporalAttn", "mssts", mssts::temporal),
+}));

@@ -1,0 +1,89 @@
+/* What the two plugins share: an IPluginV3 without state beyond its attributes, one output, dense tensors. */
+#ifndef MSSTS_TENSORRT_PLUGIN_H
+#define MSSTS_TENSORRT_PLUGIN_H
+
+#include <NvInferRuntime.h>
+
+#include <string>
+
+#include "creators.h"
+#include "mssts/kernels.h"
+#include "runtime.h"
+#include "signature.h"
+
+namespace mssts::trt {
+
+class Plugin : public nvinfer1::IPluginV3,
+               public nvinfer1::IPluginV3OneCore,
+               public nvinfer1::IPluginV3OneBuild,
+               public nvinfer1::IPluginV3OneRuntime {
+ public:
+  using PluginTensorDesc = nvinfer1::PluginTensorDesc;
+  using DynamicPluginTensorDesc = nvinfer1::DynamicPluginTensorDesc;
+  using DimsExprs = nvinfer1::DimsExprs;
+  using DataType = nvinfer1::DataType;
+
+  virtual const Signature& signature() const noexcept = 0;
+
+  // IPluginV3
+  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+
+  // IPluginV3OneCore
+  const char* getPluginName() const noexcept override { return signature().op; }
+  const char* getPluginVersion() const noexcept override { return kVersion; }
+  const char* getPluginNamespace() const noexcept override { return kNamespace; }
+
+  // IPluginV3OneBuild
+  int32_t getNbOutputs() const noexcept override { return 1; }
+  int32_t getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType* inputs,
+                             int32_t input_count) const noexcept override;
+  int32_t getOutputShapes(const DimsExprs* inputs, int32_t input_count, const DimsExprs* shape_inputs,
+                          int32_t shape_input_count, DimsExprs* outputs, int32_t output_count,
+                          nvinfer1::IExprBuilder& builder) noexcept override;
+  bool supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors, int32_t input_count,
+                                 int32_t output_count) noexcept override;
+  int32_t configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,
+                          const DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept override;
+  size_t getWorkspaceSize(const DynamicPluginTensorDesc*, int32_t, const DynamicPluginTensorDesc*,
+                          int32_t) const noexcept override {
+    return 0;
+  }
+  char const* getTimingCacheID() noexcept override { return identity_.c_str(); }
+  char const* getMetadataString() noexcept override { return identity_.c_str(); }
+
+  // IPluginV3OneRuntime
+  int32_t setTactic(int32_t tactic) noexcept override;
+  int32_t onShapeChange(const PluginTensorDesc* inputs, int32_t input_count, const PluginTensorDesc* outputs,
+                        int32_t output_count) noexcept override;
+  int32_t enqueue(const PluginTensorDesc* inputs, const PluginTensorDesc* outputs, const void* const* input_data,
+                  void* const* output_data, void* workspace, cudaStream_t stream) noexcept override;
+  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
+
+ protected:
+  /* `identity` tells the attributes and the generation of the kernels: two plugins that share it run equally fast. */
+  explicit Plugin(std::string identity) : identity_(std::move(identity)) {}
+  Plugin(const Plugin&) = default;
+
+  /* What is wrong with the sizes beyond the signature; "" if nothing. An unknown size is -1. */
+  virtual std::string size_error(const Letters& letters, const Sizes& output) const = 0;
+  virtual DimsExprs output_shape(const DimsExprs* inputs, nvinfer1::IExprBuilder& builder) const = 0;
+  /* Runs the kernel: a mssts_status. */
+  virtual int launch(const Letters& letters, const PluginTensorDesc* inputs, const void* const* input_data,
+                     void* output_data, void* stream) const = 0;
+
+  bool reject(Severity severity, const std::string& message) const noexcept;
+
+ private:
+  bool counts_fit(int32_t inputs, int32_t outputs) const;
+  /* Logs what is wrong with types, formats and sizes of a whole set of tensors; true if nothing. */
+  bool accepts(const PluginTensorDesc* const* tensors) const;
+
+  std::string identity_;
+};
+
+/* The mssts_dtype of a type that a signature lets pass; -1 for another. */
+int32_t dtype_of(nvinfer1::DataType type);
+
+}  // namespace mssts::trt
+
+#endif  // MSSTS_TENSORRT_PLUGIN_H

@@ -1,0 +1,91 @@
+"""The OpenVINO runner: it computes what PyTorch computes, with and without our kernels, and says what it runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+onnx = pytest.importorskip("onnx")
+
+from small_model import small  # noqa: E402
+
+from bench.fps_engines import clip, difference, why_refused  # noqa: E402
+from mssts.errors import MsstsError  # noqa: E402
+from mssts.model.engine import Engine  # noqa: E402
+from mssts.runners.base import EngineOutput  # noqa: E402
+from mssts.runners.openvino_runner import OpenVinoRunner  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def engine(exported) -> Engine:
+    return Engine(exported[2], small().top_k).eval()
+
+
+@pytest.fixture(scope="module")
+def file(exported):
+    return exported[1] / "model.onnx"
+
+
+def expected(engine: Engine, frames: np.ndarray, sizes: np.ndarray) -> EngineOutput:
+    with torch.inference_mode():
+        return EngineOutput(*(x.numpy() for x in engine(torch.from_numpy(frames), torch.from_numpy(sizes))))
+
+
+def kernels_or_skip(file, **options) -> OpenVinoRunner:
+    try:
+        return OpenVinoRunner(file, threads=1, kernels=True, **options)
+    except MsstsError as error:
+        pytest.skip(str(error))
+
+
+# Sizes whose scales are and are not halves of one another: resizing by a whole factor is another path in OpenVINO.
+@pytest.mark.parametrize(("size", "valid"), [((96, 128), (96, 128)), ((104, 152), (104, 152)), ((72, 104), (61, 90))])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_it_computes_what_pytorch_computes(engine, file, size, valid, kernels):
+    runner = kernels_or_skip(file) if kernels else OpenVinoRunner(file, threads=1, kernels=False)
+    frames, sizes = clip(size, 2)[0], np.array([valid], np.int32)
+    found = difference(expected(engine, frames, sizes), runner.infer(frames, sizes))
+    assert why_refused(found, "fp32") == ""
+    assert found["compared"] == 1.0
+    described = runner.describe()
+    assert described["kernels"] == (["MSDeformAttn", "SplitTemporalAttn"] if kernels else [])
+    assert bool(described["kernels_reason"]) is not kernels
+    runner.close()
+
+
+def test_shapes_come_and_go(engine, file):
+    """More shapes than are kept compiled, and the first again."""
+    runner = OpenVinoRunner(file, threads=1)
+    for size, frames in [((64, 64), 1), ((64, 96), 2), ((72, 64), 3), ((64, 64), 1)]:
+        clip_BTHWC, sizes = clip(size, frames)
+        found = difference(expected(engine, clip_BTHWC, sizes), runner.infer(clip_BTHWC, sizes))
+        assert why_refused(found, "fp32") == ""
+    runner.close()
+
+
+def test_bf16_is_nearly_the_same(engine, file):
+    try:
+        runner = OpenVinoRunner(file, threads=1, precision="bf16")
+    except MsstsError as error:
+        pytest.skip(str(error))
+    frames, sizes = clip((96, 128), 2)
+    assert why_refused(difference(expected(engine, frames, sizes), runner.infer(frames, sizes)), "bf16") == ""
+    assert runner.describe()["precision"] == "bf16"
+    runner.close()
+
+
+def test_errors_are_one_line_and_name_the_file(file, tmp_path, monkeypatch):
+    with pytest.raises(MsstsError, match="no such file"):
+        OpenVinoRunner(tmp_path / "absent.onnx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(MsstsError, match=r"broken\.onnx: OpenVINO cannot load it; export the model again"):
+        OpenVinoRunner(broken)
+    with pytest.raises(MsstsError, match="fp32 or bf16"):
+        OpenVinoRunner(file, precision="int4")
+    monkeypatch.setenv("MSSTS_LIBRARIES", "")
+    with pytest.raises(MsstsError, match="MSSTS_LIBRARIES"):
+        OpenVinoRunner(file, kernels=True)
+    assert "MSSTS_LIBRARIES" in OpenVinoRunner(file).describe()["kernels_reason"]
