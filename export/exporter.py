@@ -10,11 +10,12 @@ import mssts
 from export.existing import source_sha256
 from export.graph import export_graph
 from export.options import ExportOptions
-from export.parity import ParityReport, cases, measure
+from export.parity import cases, measure
 from export.reference_runner import ReferenceRunner
 from export.saving import save_model
 from mssts.errors import MsstsError
 from mssts.files import sha256
+from mssts.kernels import library
 from mssts.manifest import Manifest
 from mssts.model.checkpoint import Checkpoint, load_checkpoint
 from mssts.model.deployment import deployed
@@ -67,7 +68,7 @@ def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = 
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as temporary:
         candidate = Path(temporary) / ARTEFACT
         companions = save_model(graph, candidate)
-        report, checked_with = _check(engine, candidate, options, str(out / ARTEFACT))
+        checks, checked_with = _check(engine, candidate, options, str(out / ARTEFACT))
         if not options.functions:
             del graph.functions[:]
             companions = save_model(graph, candidate)
@@ -75,7 +76,7 @@ def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = 
             loaded.manifest(
                 candidate,
                 top_k=kept,
-                checks={"parity": report.to_json()},
+                checks=checks,
                 provenance={
                     "weights": loaded.path.name,
                     "checkpoint_sha256": sha256(loaded.path) if loaded.path.is_file() else None,
@@ -96,13 +97,26 @@ def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = 
     return manifest
 
 
-def _check(engine: Engine, path: Path, options: ExportOptions, shown: str) -> tuple[ParityReport, dict[str, object]]:
-    """Runs the file and closes the gate if it computes something else."""
-    # ONNX Runtime has no bf16 kernels for processors.
-    runner: Runner = ReferenceRunner(path) if options.precision == "bf16" else OnnxRuntimeRunner(path)
-    try:
-        report = measure(engine, runner, cases(shape=options.shape), options.precision)
+def _check(engine: Engine, path: Path, options: ExportOptions, shown: str) -> tuple[dict[str, object], list[object]]:
+    """Runs the file and closes the gate if it computes something else.
+
+    The function bodies are always checked, and our kernels in their place too where they are built. Returns the reports
+    by their names in the manifest, and what ran.
+    """
+    runners: dict[str, Runner]
+    if options.precision == "bf16":  # ONNX Runtime has no bf16 kernels for processors
+        runners = {"parity": ReferenceRunner(path)}
+    else:
+        runners = {"parity": OnnxRuntimeRunner(path, kernels=False)}
+        if not library("onnxruntime").reason:
+            runners["parity_with_kernels"] = OnnxRuntimeRunner(path, kernels=True)
+    inputs = cases(shape=options.shape)
+    reports: dict[str, object] = {}
+    for name, runner in runners.items():
+        report = measure(engine, runner, inputs, options.precision)
         report.check(shown)
-        return report, runner.describe()
-    finally:
+        reports[name] = report.to_json()
+    described: list[object] = [runner.describe() for runner in runners.values()]
+    for runner in runners.values():
         runner.close()
+    return reports, described

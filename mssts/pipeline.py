@@ -32,13 +32,14 @@ class LocalSegmenter:
     Args:
         model: an engine's file with a manifest beside it, the folder of both, or a checkpoint, which needs torch.
         threads: cores the engine uses; all this process may use if None.
+        runner: who runs an ONNX file, one of `mssts.runners.RUNNERS`.
 
     Raises:
         MsstsError: the engine, its manifest or the checkpoint is absent or broken.
     """
 
-    def __init__(self, model: Path | str, threads: int | None = None) -> None:
-        self._runner, self._manifest = load_engine(model, threads)
+    def __init__(self, model: Path | str, threads: int | None = None, runner: str = "auto") -> None:
+        self._runner, self._manifest = load_engine(model, threads, runner)
         self.stage_seconds = {"decode": 0.0, "engine": 0.0, "postprocess": 0.0}
 
     @property

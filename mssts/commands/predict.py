@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--model", type=Path, metavar="PATH", help="an exported model's file or folder, or a checkpoint"
     )
+    parser.add_argument(
+        "--runner", default="auto", help="of an exported model: auto, onnxruntime, openvino (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/predict"), metavar="DIR", help="default %(default)s")
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, metavar="S", help="of what is drawn (default %(default)s)"
@@ -86,7 +89,7 @@ def _segmenter(arguments: argparse.Namespace) -> Segmenter:
         return TritonSegmenter(arguments.url)
     from mssts.pipeline import LocalSegmenter
 
-    return LocalSegmenter(arguments.model)
+    return LocalSegmenter(arguments.model, runner=arguments.runner)
 
 
 def _print_summary(report: PredictReport, out: Path, archive: bool) -> None:

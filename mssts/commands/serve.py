@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help="a free one by default")
     parser.add_argument("--host", default=_LOOPBACK, metavar="ADDRESS", help="where to listen (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="cores for the engine (default: all)")
+    parser.add_argument("--runner", default="auto", help="auto, onnxruntime or openvino (default: %(default)s)")
     parser.add_argument(
         "--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="to be ready in (default: %(default)g)"
     )
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"warning: anyone who reaches {arguments.host} can use this server", file=sys.stderr)
     try:
         with (
-            model_repository(arguments.model, arguments.threads) as repository,
+            model_repository(arguments.model, arguments.threads, arguments.runner) as repository,
             TritonServer(
                 repository,
                 arguments.grpc_port,

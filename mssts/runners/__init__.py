@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mssts.errors import MsstsError
-from mssts.manifest import Manifest
+from mssts.kernels import library
+from mssts.manifest import FILE_NAME, Manifest
 from mssts.runners.base import Runner
 
 if TYPE_CHECKING:
     from mssts.runners.torch_runner import TorchRunner
 
 _CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".pth"})
+# Who runs an ONNX file. "auto" is OpenVINO where it is installed and has our kernels, which is the fastest on every
+# processor that was measured (bench/results), and else ONNX Runtime.
+RUNNERS = ("auto", "onnxruntime", "openvino")
 
 
 def is_checkpoint(path: Path | str) -> bool:
@@ -30,17 +35,28 @@ def model_path(path: Path | str) -> Path:
     return path / Manifest.read(path).artefact if path.is_dir() else path
 
 
-def load_runner(path: Path | str, threads: int | None = None) -> Runner:
+def load_runner(path: Path | str, threads: int | None = None, runner: str = "auto") -> Runner:
     """Loads the engine of a file, or of a folder with a manifest, with the runner of its kind.
 
+    Args:
+        path: the file or the folder.
+        threads: cores one inference uses; all this process may use if None.
+        runner: who runs an ONNX file, one of `RUNNERS`.
+
     Raises:
-        MsstsError: the engine is absent, broken or of a kind no runner here takes.
+        MsstsError: the engine is absent, broken or of a kind no runner here takes, or the wanted runner is not here.
     """
+    if runner not in RUNNERS:
+        raise MsstsError(f"unknown runner {runner!r}; expected one of: {', '.join(RUNNERS)}")
     file = model_path(path)
     if is_checkpoint(file):
         return _torch_runner(file, threads)
     if file.suffix == ".onnx":
         # Imported here: which engine's library is installed depends on the machine.
+        if runner == "openvino" or (runner == "auto" and _prefers_openvino(file)):
+            from mssts.runners.openvino_runner import OpenVinoRunner
+
+            return OpenVinoRunner(file, threads)
         from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(file, threads)
@@ -48,7 +64,7 @@ def load_runner(path: Path | str, threads: int | None = None) -> Runner:
     raise MsstsError(f"{file}: no runner takes a {kind}; expected a .onnx, or a checkpoint as .safetensors or .pth")
 
 
-def load_engine(path: Path | str, threads: int | None = None) -> tuple[Runner, Manifest]:
+def load_engine(path: Path | str, threads: int | None = None, runner: str = "auto") -> tuple[Runner, Manifest]:
     """As `load_runner`, with the engine's manifest: the file beside it, or what a checkpoint says of itself.
 
     Raises:
@@ -58,7 +74,15 @@ def load_engine(path: Path | str, threads: int | None = None) -> tuple[Runner, M
     if is_checkpoint(file):
         checkpoint = _torch_runner(file, threads)
         return checkpoint, checkpoint.manifest
-    return load_runner(file, threads), Manifest.read(file)
+    return load_runner(file, threads, runner), Manifest.read(file)
+
+
+def _prefers_openvino(file: Path) -> bool:
+    """Whether OpenVINO shall run a file: it is installed, and has our kernels or is alone in knowing the precision."""
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    has_manifest = (file.parent / FILE_NAME).exists()
+    return not library("openvino").reason or (has_manifest and Manifest.read(file).precision == "bf16")
 
 
 def _torch_runner(checkpoint: Path, threads: int | None) -> TorchRunner:

@@ -1,8 +1,11 @@
-"""Runs `model.onnx` in ONNX Runtime: the embedded default, on any CPU."""
+"""Runs `model.onnx` in ONNX Runtime: the embedded default, on any CPU; with our kernels where they are built."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,22 @@ import numpy as np
 import onnxruntime
 
 from mssts import contract
+from mssts import kernels as built
 from mssts.errors import MsstsError
-from mssts.files import sha256
-from mssts.manifest import FILE_NAME, Manifest
 from mssts.provenance import cpu_count
+from mssts.runners.artefact import check_unchanged
 from mssts.runners.base import EngineOutput
 
 _ERRORS_ONLY = 3  # ONNX Runtime's log levels; its warnings are about the graph, not for the user
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """Which of our kernels a session runs: `names` of their ops, sorted; if none, the `reason`."""
+
+    names: tuple[str, ...] = ()
+    instruction_set: str = ""
+    reason: str = ""
 
 
 class OnnxRuntimeRunner:
@@ -26,34 +38,70 @@ class OnnxRuntimeRunner:
         model_path: the file. If a manifest lies beside it and names it, its hash is checked.
         threads: cores one inference uses; all this process may use if None.
         providers: ONNX Runtime's execution providers, best first; the CPU alone if None.
+        kernels: whether our ops run on our kernels (True), or as the function bodies that are in the file (False). If
+            None, on the kernels where those can be used, and `describe` tells why where they cannot.
 
     Raises:
         MsstsError: the file is absent or broken, was changed after its export, or is not an engine of this project; a
-            provider is not in this build of ONNX Runtime.
+            provider is not in this build of ONNX Runtime; `kernels` is True and they cannot be used.
     """
 
     def __init__(
-        self, model_path: Path | str, threads: int | None = None, providers: Sequence[str] | None = None
+        self,
+        model_path: Path | str,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        kernels: bool | None = None,
     ) -> None:
         self._path = Path(model_path)
         self._threads = threads or cpu_count()
-        self._precision = _check_unchanged(self._path)
+        manifest = check_unchanged(self._path)
+        self._precision = manifest.precision if manifest else "unknown"
         wanted = list(providers or ["CPUExecutionProvider"])
         missing = set(wanted) - set(onnxruntime.get_available_providers())
         if missing:
             available = ", ".join(onnxruntime.get_available_providers())
             raise MsstsError(f"this ONNX Runtime has no {', '.join(sorted(missing))}; it has {available}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = _ERRORS_ONLY
+        self._session, self._kernels = self._load(wanted, kernels)
+        _check_contract(self._path, "input", self._session.get_inputs(), contract.ENGINE_INPUTS)
+        _check_contract(self._path, "output", self._session.get_outputs(), contract.ENGINE_OUTPUTS)
+
+    def _load(self, providers: list[str], kernels: bool | None) -> tuple[onnxruntime.InferenceSession, _Kernels]:
+        reason = "switched off"
+        if kernels is not False:
+            found = built.library("onnxruntime")
+            reason = found.reason
+            if found.path is not None and not reason:
+                try:
+                    return self._with_kernels(found.path, providers)
+                except Exception as error:  # ONNX Runtime's exceptions share no base class
+                    reason = f"{found.path}: {_first_line(error)}"
+            if kernels:
+                raise MsstsError(f"{self._path}: cannot be loaded with our kernels: {reason}")
         try:
-            self._session = onnxruntime.InferenceSession(str(self._path), options, providers=wanted)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            session = onnxruntime.InferenceSession(str(self._path), self._options(), providers=providers)
+        except Exception as error:  # as above
             raise MsstsError(
                 f"{self._path}: ONNX Runtime cannot load it; export the model again ({_first_line(error)})"
             ) from None
-        _check_contract(self._path, "input", self._session.get_inputs(), contract.ENGINE_INPUTS)
-        _check_contract(self._path, "output", self._session.get_outputs(), contract.ENGINE_OUTPUTS)
+        return session, _Kernels(reason=reason)
+
+    def _with_kernels(self, library: Path, providers: list[str]) -> tuple[onnxruntime.InferenceSession, _Kernels]:
+        handle = _handle(library)
+        options = self._options()
+        options.register_custom_ops_library(str(library))
+        handle.mssts_onnxruntime_created()  # forgets what this thread created before
+        session = onnxruntime.InferenceSession(str(self._path), options, providers=providers)
+        created = [line.split() for line in handle.mssts_onnxruntime_created().decode().splitlines()]
+        names = tuple(sorted({name for name, _, _ in created}))
+        isa = handle.mssts_cpu_isa().decode() if any(device == "cpu" for _, device, _ in created) else ""
+        return session, _Kernels(names, isa, "" if names else "the file has no nodes of ours")
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = _ERRORS_ONLY
+        return options
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
         """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
@@ -70,14 +118,17 @@ class OnnxRuntimeRunner:
         return EngineOutput(*outputs)
 
     def describe(self) -> dict[str, Any]:
-        """What runs. `kernels` are those of ours that are active: none here, the file's function bodies run."""
+        """What runs. `kernels` are our ops that run on our kernels: those the session really made for its nodes, so a
+        name in it is no mere intention. Where it is empty the function bodies run, and `kernels_reason` tells why."""
         return {
             "name": "onnxruntime",
             "version": onnxruntime.__version__,
             "device": self._session.get_providers()[0].removesuffix("ExecutionProvider").lower(),
             "precision": self._precision,
             "threads": self._threads,
-            "kernels": [],
+            "kernels": list(self._kernels.names),
+            "kernels_isa": self._kernels.instruction_set,
+            "kernels_reason": self._kernels.reason,
         }
 
     def close(self) -> None:
@@ -85,21 +136,20 @@ class OnnxRuntimeRunner:
         del self._session
 
 
-def _check_unchanged(path: Path) -> str:
-    """Compares the file with the manifest beside it; returns the precision that states, or `unknown` without one."""
-    if not path.is_file():
-        raise MsstsError(f"{path}: no such file; expected the model.onnx that `mssts export` writes")
-    if not (path.parent / FILE_NAME).exists():
-        return "unknown"
-    manifest = Manifest.read(path)
-    if manifest.artefact != path.name:
-        return "unknown"
-    if sha256(path) != manifest.artefact_sha256:
-        raise MsstsError(
-            f"{path}: not the file that {FILE_NAME} describes (its SHA-256 differs), "
-            "so it is unverified; export the model again"
-        )
-    return manifest.precision
+@functools.cache
+def _handle(library: Path) -> ctypes.CDLL:
+    """The custom-op library for questions of ours. ONNX Runtime opens the same file again, and gets the same instance.
+
+    `mssts_onnxruntime_created` tells which kernels sessions created on this thread since its last call: a line for each
+    node, of op, device and dtype. A session creates its kernels on the thread that makes it.
+    """
+    handle = ctypes.CDLL(str(library))
+    found = handle.mssts_abi_version()
+    if found != built.ABI_VERSION:
+        raise OSError(f"has ABI {found}, this package wants {built.ABI_VERSION}; `make plugins` builds it anew")
+    handle.mssts_onnxruntime_created.restype = ctypes.c_char_p
+    handle.mssts_cpu_isa.restype = ctypes.c_char_p
+    return handle
 
 
 def _check_contract(path: Path, kind: str, found: Sequence[Any], expected: Sequence[contract.TensorSpec]) -> None:

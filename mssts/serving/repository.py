@@ -12,7 +12,7 @@ import mssts
 from mssts import contract
 from mssts.errors import MsstsError
 from mssts.manifest import FILE_NAME, Manifest
-from mssts.runners import is_checkpoint, model_path
+from mssts.runners import RUNNERS, is_checkpoint, model_path
 from mssts.serving.installation import make_temporary_folder
 from mssts.serving.model_config import STAGES, config_pbtxt
 
@@ -36,7 +36,9 @@ def _find_engine(model: Path) -> tuple[Path, Manifest]:
     return path, manifest
 
 
-def write_model_repository(destination: Path, model: Path | str, threads: int | None = None) -> None:
+def write_model_repository(
+    destination: Path, model: Path | str, threads: int | None = None, runner: str = "auto"
+) -> None:
     """Fills the empty or absent folder `destination`: `triton_repo/`, the engine (as a link) and its manifest.
 
     The manifest travels in the models' configurations, the ensemble's included, so that a client asks the server how
@@ -46,15 +48,20 @@ def write_model_repository(destination: Path, model: Path | str, threads: int | 
         destination: the folder.
         model: an engine's file with a manifest beside it, or the folder of both.
         threads: cores the engine uses; all the server may use if None.
+        runner: who runs the engine, one of `mssts.runners.RUNNERS`.
 
     Raises:
-        MsstsError: the engine or its manifest is missing or broken.
+        MsstsError: the engine or its manifest is missing or broken; there is no such runner.
     """
+    if runner not in RUNNERS:
+        raise MsstsError(f"unknown runner {runner!r}; expected one of: {', '.join(RUNNERS)}")
     path, manifest = _find_engine(Path(model))
     if not _SOURCE.is_dir():
         raise MsstsError(f"{_SOURCE}: missing; install the project from its checkout with `pip install -e .`")
     parameters = {"manifest": json.dumps(manifest.to_json(), separators=(",", ":"))}
-    engine_parameters = parameters if threads is None else {**parameters, "threads": str(threads)}
+    engine_parameters = {**parameters, "runner": runner}
+    if threads is not None:
+        engine_parameters["threads"] = str(threads)
     for name in STAGES:
         (destination / name / "1").mkdir(parents=True)
         shutil.copyfile(_SOURCE / name / "1" / "model.py", destination / name / "1" / "model.py")
@@ -71,11 +78,11 @@ def write_model_repository(destination: Path, model: Path | str, threads: int | 
 
 
 @contextmanager
-def model_repository(model: Path | str, threads: int | None = None) -> Iterator[Path]:
+def model_repository(model: Path | str, threads: int | None = None, runner: str = "auto") -> Iterator[Path]:
     """A model repository in a temporary folder, for as long as the block runs; see `write_model_repository`."""
     folder = make_temporary_folder("mssts-models-")
     try:
-        write_model_repository(folder, model, threads)
+        write_model_repository(folder, model, threads, runner)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,8 @@ class TritonPythonModel:
         parameters = model_parameters(args)
         path = Path(args["model_repository"], args["model_version"], manifest_of(parameters).artefact)
         # `mssts serve` places a link here; errors shall name the user's file.
-        self.runner = load_runner(path.resolve(), int(parameters["threads"]) if "threads" in parameters else None)
+        threads = int(parameters["threads"]) if "threads" in parameters else None
+        self.runner = load_runner(path.resolve(), threads, parameters.get("runner", "auto"))
 
     def execute(self, requests):
         return answer(requests, self.infer)

@@ -1,0 +1,266 @@
+"""`mssts bench fps`: frames per second and memory of whole engines, beside the released code's computation.
+
+All engines of a run get the same clip, take turns round by round in one process, and have to answer as PyTorch in fp32
+does, or they are refused. Memory is that of a process of its own for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mssts.errors import MsstsError
+from mssts.files import write_json
+from mssts.provenance import cpu_count, provenance
+
+if TYPE_CHECKING:
+    from bench.fps_engines import Candidate
+    from mssts.runners.base import EngineOutput, Runner
+
+HELP = "frames per second and peak memory of the engines, beside the released code"
+
+_ALL = "released,pytorch,onnxruntime-cpu,openvino"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's arguments."""
+    parser.add_argument("--preset", default="mssts_r50", help="with random weights (default: %(default)s)")
+    parser.add_argument("--checkpoint", type=Path, help="trained weights instead; its switches are what they are")
+    parser.add_argument("--runners", default=_ALL, metavar="A,B", help="default: %(default)s")
+    parser.add_argument(
+        "--switches", default="baseline", metavar="A,B", help="baseline, all or both: the paper's additions"
+    )
+    parser.add_argument("--precision", default="fp32", metavar="A,B", help="fp32, bf16 or both (default: fp32)")
+    parser.add_argument("--size", default="360x640", metavar="HxW", help="of the frames (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=5, help="of a clip (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=cpu_count(), help="default: all that this process may use")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds over the engines (default: %(default)s)")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory (saves a minute)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/bench_fps"), help="where exports are kept (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, prints the table and writes the file. Exit code 1 if an engine was refused or none could run."""
+    size = _size(arguments.size)
+    for name in ("frames", "threads", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise MsstsError(f"--{name} is {getattr(arguments, name)}; expected at least 1")
+    candidates, absent = _candidates(arguments)
+    report = measure(candidates, size, arguments.frames, arguments.threads, arguments.repeats, not arguments.no_memory)
+    report["not_measured"] = absent + report["not_measured"]
+    report = {
+        "preset": arguments.preset if arguments.checkpoint is None else None,
+        "checkpoint": None if arguments.checkpoint is None else arguments.checkpoint.name,
+        **report,
+        **provenance(),
+    }
+    print_fps(report)
+    if arguments.out is not None:
+        write_json(arguments.out, report)
+        print(f"wrote {arguments.out}")
+    return int(any(entry["refused"] for entry in report["not_measured"]) or not report["rows"])
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) >= 8 for side in sides):
+        raise MsstsError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 360x640")
+    return int(sides[0]), int(sides[1])
+
+
+def _candidates(arguments: argparse.Namespace) -> tuple[list[Candidate], list[dict[str, Any]]]:
+    """What is to be measured, exports made; and what cannot be, with the reason."""
+    from bench.fps_engines import RUNNERS, Candidate, check_names, export, why_not_installed
+
+    runners, precisions = arguments.runners.split(","), arguments.precision.split(",")
+    check_names("runners", runners, list(RUNNERS))
+    check_names("precision", precisions, ["fp32", "bf16"])
+    found, absent = [], []
+    for variant, checkpoint in _checkpoints(arguments).items():
+        exports: dict[str, Path | MsstsError] = {}
+        for runner in runners:
+            possible, takes_export = RUNNERS[runner]
+            for precision in precisions:
+                candidate = Candidate(runner, variant, precision, str(checkpoint))
+                if precision not in possible:
+                    absent.append(_absent(candidate, f"it has no {precision} on a processor"))
+                    continue
+                missing = why_not_installed(runner)  # before minutes go into an export for it
+                if missing:
+                    absent.append(_absent(candidate, missing))
+                    continue
+                if takes_export:
+                    if precision not in exports:
+                        print(f"exporting {variant} in {precision} (minutes the first time)", flush=True)
+                        try:
+                            exports[precision] = export(checkpoint, precision, arguments.cache)
+                        except MsstsError as error:
+                            exports[precision] = error
+                    made = exports[precision]
+                    if isinstance(made, MsstsError):
+                        absent.append(_absent(candidate, str(made)))
+                        continue
+                    candidate = replace(candidate, path=str(made))
+                found.append(candidate)
+    return found, absent
+
+
+def _checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The weights of each variant."""
+    from bench.fps_engines import check_names, random_checkpoint
+    from mssts.model.config import BASELINE, Switches, preset
+
+    if arguments.checkpoint is not None:
+        if not arguments.checkpoint.is_file():
+            raise MsstsError(f"--checkpoint {arguments.checkpoint}: no such file")
+        return {"trained": arguments.checkpoint}
+    variants = {"baseline": BASELINE, "all": Switches()}
+    wanted = arguments.switches.split(",")
+    check_names("switches", wanted, list(variants))
+    chosen = preset(arguments.preset)
+    return {
+        name: random_checkpoint(replace(chosen, model=replace(chosen.model, switches=variants[name])), arguments.cache)
+        for name in wanted
+    }
+
+
+def _absent(candidate: Candidate, reason: str, refused: bool = False) -> dict[str, Any]:
+    return {
+        "runner": candidate.runner,
+        "variant": candidate.variant,
+        "precision": candidate.precision,
+        "reason": reason,
+        "refused": refused,
+    }
+
+
+def measure(
+    candidates: list[Candidate], size: tuple[int, int], frames: int, threads: int, repeats: int, memory: bool
+) -> dict[str, Any]:
+    """The report: a row for each engine that answers rightly, and the reasons of the others."""
+    from tqdm import tqdm
+
+    from bench.fps_engines import clip, difference, load, why_refused
+    from bench.fps_memory import peak_memory_mb
+
+    clip_BTHWC, sizes_B2 = clip(size, frames)
+    engines: dict[Candidate, Runner] = {}
+    differences: dict[Candidate, dict[str, float]] = {}
+    peaks: dict[Candidate, float | None] = {}
+    absent = []
+    references: dict[str, EngineOutput] = {}
+    for candidate in tqdm(candidates, desc="load and check", unit="engine", disable=None):
+        try:
+            runner = load(candidate, threads)
+            answer = runner.infer(clip_BTHWC, sizes_B2)
+        except MsstsError as error:
+            absent.append(_absent(candidate, str(error)))
+            continue
+        if candidate.variant not in references:
+            references[candidate.variant] = _reference(candidate, clip_BTHWC, sizes_B2)
+        differences[candidate] = difference(references[candidate.variant], answer)
+        wrong = why_refused(differences[candidate], candidate.precision)
+        if wrong:
+            absent.append(_absent(candidate, wrong, refused=True))
+            runner.close()
+            continue
+        engines[candidate] = runner
+        peaks[candidate] = peak_memory_mb(candidate, size, frames, threads) if memory else None
+    seconds: dict[Candidate, list[float]] = {candidate: [] for candidate in engines}
+    for _ in tqdm(range(repeats), desc="rounds", unit="round", disable=None):
+        for candidate, runner in engines.items():
+            start = time.perf_counter()
+            runner.infer(clip_BTHWC, sizes_B2)
+            seconds[candidate].append(time.perf_counter() - start)
+    rows = [
+        {
+            "runner": candidate.runner,
+            "variant": candidate.variant,
+            "precision": candidate.precision,
+            **_summary(seconds[candidate], frames),
+            "peak_memory_mb": peaks[candidate],
+            "threads": threads,
+            "difference": differences[candidate],
+            "engine": runner.describe(),
+        }
+        for candidate, runner in engines.items()
+    ]
+    for runner in engines.values():
+        runner.close()
+    return {
+        "size": list(size),
+        "frames": frames,
+        "batch": 1,
+        "repeats": repeats,
+        "threads": threads,
+        "scope": "uint8 frames in, scores, labels, boxes and mask logits of the best K out",
+        "memory": "peak resident memory of a process that loads the engine alone and runs two clips, in 10⁶ bytes",
+        "reference": "PyTorch in fp32, without kernels",
+        "rows": rows,
+        "not_measured": absent,
+    }
+
+
+def _reference(candidate: Candidate, clip_BTHWC: Any, sizes_B2: Any) -> EngineOutput:
+    """What PyTorch in fp32 answers, on the ops' definitions."""
+    from bench.fps_engines import load
+    from mssts.ops import definition
+
+    path = Path(candidate.path)
+    if path.is_dir():
+        path = path.with_name(path.name.removesuffix(f"-{candidate.precision}") + ".safetensors")
+    with definition():
+        runner = load(replace(candidate, runner="pytorch", precision="fp32", path=str(path)), cpu_count())
+        answer = runner.infer(clip_BTHWC, sizes_B2)
+        runner.close()
+    return answer
+
+
+def _summary(seconds: list[float], frames: int) -> dict[str, float]:
+    ordered = sorted(1e3 * second for second in seconds)
+
+    def percentile(share: float) -> float:
+        position = share * (len(ordered) - 1)
+        low = int(position)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+    median = statistics.median(ordered)
+    return {
+        "ms_median": median,
+        "ms_p5": percentile(0.05),
+        "ms_p95": percentile(0.95),
+        "frames_per_second": 1e3 * frames / median,
+    }
+
+
+def print_fps(report: dict[str, Any]) -> None:
+    """The rows as a table, each beside the released code if that was measured, and what could not be."""
+    height, width = report["size"]
+    print(
+        f"\n{report['preset'] or report['checkpoint']}, clips of {report['frames']} frames of {height}x{width}, "
+        f"{report['threads']} threads, {report['repeats']} rounds in turn; times in ms a clip"
+    )
+    print(
+        f"{'runner':16} {'switches':9} {'precision':9} {'median':>9} {'p5':>9} {'p95':>9} {'frames/s':>9} {'times':>6}"
+        f" {'peak MB':>8}  kernels"
+    )
+    opponent = next((row for row in report["rows"] if row["runner"] == "released"), None)
+    for row in report["rows"]:
+        times = f"{opponent['ms_median'] / row['ms_median']:.2f}" if opponent else "–"
+        memory = "–" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
+        kernels = row["engine"]["kernels_isa"] or ("yes" if row["engine"]["kernels"] else "none")
+        print(
+            f"{row['runner']:16} {row['variant']:9} {row['precision']:9} {row['ms_median']:9.1f} {row['ms_p5']:9.1f} "
+            f"{row['ms_p95']:9.1f} {row['frames_per_second']:9.2f} {times:>6} {memory:>8}  {kernels}"
+        )
+    for entry in report["not_measured"]:
+        what = "REFUSED" if entry["refused"] else "not measured here"
+        print(f"{entry['runner']:16} {entry['variant']:9} {entry['precision']:9} {what}: {entry['reason']}")

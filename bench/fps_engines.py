@@ -1,0 +1,233 @@
+"""The engines that `mssts bench fps` measures: how each is made from a checkpoint, and where it cannot run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mssts.errors import MsstsError
+from mssts.model.config import Preset, Switches
+from mssts.runners.base import EngineOutput, Runner
+
+# The precisions that a runner of a processor has, and whether it takes an export or the checkpoint itself.
+RUNNERS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "released": (("fp32",), False),
+    "pytorch": (("fp32", "bf16"), False),
+    "onnxruntime-cpu": (("fp32",), True),
+    "openvino": (("fp32", "bf16"), True),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One engine of the comparison. `path` is what it loads: a checkpoint, or a folder with an exported model."""
+
+    runner: str
+    variant: str
+    precision: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.runner} {self.precision} ({self.variant})"
+
+
+def clip(size: tuple[int, int], frames: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [1, T, H, W, 3] of moving shapes, and their size."""
+    from mssts.data.moving_shapes import MovingShapesConfig, render_video
+
+    height, width = size
+    video = render_video(MovingShapesConfig(width=width, height=height, length=frames), seed, 0)
+    return np.ascontiguousarray(video.frames_THWC[None]), np.array([[height, width]], np.int32)
+
+
+def load(candidate: Candidate, threads: int) -> Runner:
+    """The engine of a candidate.
+
+    Raises:
+        MsstsError: it cannot run here; the message says why.
+    """
+    path = Path(candidate.path)
+    if candidate.runner == "onnxruntime-cpu":
+        from mssts.runners.onnx_runtime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(path / "model.onnx", threads)
+    if candidate.runner == "openvino":
+        from mssts.runners.openvino_runner import OpenVinoRunner
+
+        return OpenVinoRunner(path / "model.onnx", threads)
+    return _torch_engine(candidate, threads)
+
+
+def _torch_engine(candidate: Candidate, threads: int) -> Runner:
+    import torch
+
+    from bench.released import ReleasedEngine
+    from mssts.model.checkpoint import load_checkpoint
+    from mssts.model.deployment import deployed
+    from mssts.model.engine import Engine
+
+    checkpoint = load_checkpoint(Path(candidate.path))
+    model, kept = checkpoint.build().eval(), checkpoint.preset.top_k
+    if candidate.runner == "released":
+        return TorchForward(ReleasedEngine(model, kept), candidate, threads)
+    engine = deployed(Engine(model, kept), candidate.precision)
+    for module in engine.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TorchForward(engine, candidate, threads)
+
+
+class TorchForward:
+    """A PyTorch engine on the processor, as `mssts.runners.base.Runner`."""
+
+    def __init__(self, engine: Any, candidate: Candidate, threads: int) -> None:
+        self._engine = engine.eval()
+        self._candidate, self._threads = candidate, threads
+
+    def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
+        """As every runner's."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            outputs = self._engine(torch.from_numpy(frames_BTHWC), torch.from_numpy(sizes_B2))
+        return EngineOutput(*(output.numpy() for output in outputs))
+
+    def describe(self) -> dict[str, Any]:
+        """What runs; the released code's computation knows no kernels of ours."""
+        import torch
+
+        from mssts.kernels import library
+        from mssts.ops import why_no_kernel
+
+        released = self._candidate.runner == "released"
+        reason = "the released code has none" if released else why_no_kernel("cpu")
+        return {
+            "name": self._candidate.runner,
+            "version": torch.__version__,
+            "device": "cpu",
+            "precision": self._candidate.precision,
+            "threads": self._threads,
+            "kernels": [] if reason else ["MSDeformAttn", "SplitTemporalAttn"],
+            "kernels_isa": "" if reason else library("cpu").handle.mssts_cpu_isa().decode(),
+            "kernels_reason": reason,
+        }
+
+    def close(self) -> None:
+        """Frees the model."""
+        del self._engine
+
+
+def random_checkpoint(preset: Preset, folder: Path, seed: int = 0) -> Path:
+    """A checkpoint of the preset with random weights, what starts at zero drawn too; written once."""
+    import torch
+
+    from mssts.manifest import Category
+    from mssts.model.checkpoint import save_checkpoint
+    from mssts.model.mssts_vis import MSSTSVIS
+
+    key = hashlib.sha256(f"{preset} {seed} {torch.__version__}".encode()).hexdigest()[:12]
+    path = folder / f"{preset.name}-{_variant(preset.model.switches)}-{key}.safetensors"
+    if not path.is_file():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = MSSTSVIS(preset.model)
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1 and not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.02)
+                if name.startswith("class_embed") and parameter.dim() > 1:
+                    torch.nn.init.normal_(parameter, std=0.5)  # scores apart enough to compare who is among the best
+        weights = {name: w for name, w in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+        categories = [Category(i + 1, f"class {i + 1}") for i in range(preset.model.classes)]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, weights, preset, categories)
+    return path
+
+
+def _variant(switches: Switches) -> str:
+    return "all" if switches.intra_scale and switches.inter_scale and switches.temporal_decoder else "baseline"
+
+
+def export(checkpoint: Path, precision: str, folder: Path) -> Path:
+    """The folder of the checkpoint's export: made by `mssts export`, unless this very export is there already.
+
+    Raises:
+        MsstsError: the export failed; the message holds its reason.
+    """
+    out = folder / f"{checkpoint.stem}-{precision}"
+    words = ["export", str(checkpoint), "--precision", precision, "--out", str(out), "--reuse"]
+    done = subprocess.run([sys.executable, "-m", "mssts.cli", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise MsstsError(f"`mssts {' '.join(words)}` failed: {lines[-1]}")
+    return out
+
+
+def difference(reference: EngineOutput, found: EngineOutput) -> dict[str, float]:
+    """How far an engine's answer is from the reference's, over the instances that are among the best K of both.
+
+    `compared` is their share of K; `boxes` the greatest difference; `masks` the rms difference of mask logits relative
+    to their spread. Two engines that round differently may differ in the last of the K, and in their order.
+    """
+    spread = float(reference.mask_logits.std())
+    scores, boxes, masks = [], [], []
+    taken: set[int] = set()
+    for k in range(reference.scores.shape[1]):
+        apart = np.abs(found.boxes[0] - reference.boxes[0, k]).max((1, 2))
+        apart = apart + np.abs(found.scores[0] - reference.scores[0, k])
+        apart[found.labels[0] != reference.labels[0, k]] = np.inf
+        apart[list(taken)] = np.inf
+        j = int(apart.argmin())
+        if not apart[j] < 0.1:
+            continue
+        taken.add(j)
+        scores.append(abs(float(found.scores[0, j] - reference.scores[0, k])))
+        boxes.append(float(np.abs(found.boxes[0, j] - reference.boxes[0, k]).max()))
+        masks.append(float(np.sqrt(np.mean((found.mask_logits[0, j] - reference.mask_logits[0, k]) ** 2))) / spread)
+    return {
+        "compared": len(taken) / reference.scores.shape[1],
+        "scores": max(scores, default=np.inf),
+        "boxes": max(boxes, default=np.inf),
+        "masks": float(np.median(masks)) if masks else np.inf,
+    }
+
+
+# An engine that computes something else is off by the size of the values themselves. fp32 engines differ by what some
+# hundred layers make of 2⁻²⁴, bf16 by what they make of 2⁻⁹.
+_BOUNDS = {
+    "fp32": {"scores": 1e-3, "boxes": 1e-3, "masks": 1e-3},
+    "bf16": {"scores": 5e-2, "boxes": 5e-2, "masks": 2e-1},
+}
+
+
+def why_refused(difference: dict[str, float], precision: str) -> str:
+    """What is out of bounds; empty if nothing is."""
+    wrong = [
+        f"{name} differ by {difference[name]:.1e} (bound {bound:.0e})"
+        for name, bound in _BOUNDS[precision].items()
+        if not difference[name] <= bound
+    ]
+    if difference["compared"] < 0.5:
+        wrong.append(f"of the best instances only {difference['compared']:.0%} are the reference's")
+    return "computes something else than PyTorch in fp32: " + ", ".join(wrong) if wrong else ""
+
+
+def why_not_installed(runner: str) -> str:
+    """Why the package of a runner is not there; empty if it is."""
+    module = {"onnxruntime-cpu": "onnxruntime", "openvino": "openvino"}.get(runner, "torch")
+    return "" if importlib.util.find_spec(module) else f"{module} is not installed; `pip install {module}`"
+
+
+def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises MsstsError for a name that is not among the known ones."""
+    for name in names:
+        if name not in known:
+            raise MsstsError(f"--{kind}: there is no {name!r}; expected some of: {', '.join(known)}")

@@ -1,0 +1,38 @@
+"""The memory of one engine: the peak of a process that loads it alone and runs two clips."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.fps_engines import Candidate
+
+
+def peak_memory_mb(candidate: Candidate, size: tuple[int, int], frames: int, threads: int) -> float | None:
+    """MB (10⁶ bytes) that the process has had resident at most, libraries and loading included; None if it failed."""
+    request = json.dumps({"candidate": asdict(candidate), "size": size, "frames": frames, "threads": threads})
+    program = [sys.executable, "-m", "bench.fps_memory", request]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    return float(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else None
+
+
+def _main(request: str) -> None:
+    from bench.fps_engines import Candidate, clip, load
+
+    wanted = json.loads(request)
+    runner = load(Candidate(**wanted["candidate"]), wanted["threads"])
+    frames, sizes = clip(tuple(wanted["size"]), wanted["frames"])
+    for _ in range(2):
+        runner.infer(frames, sizes)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,204 @@
+"""Runs `model.onnx` in OpenVINO: on processors with AMX or AVX-512 BF16 the fastest engine by far, in bf16."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mssts import contract
+from mssts import kernels as built
+from mssts.errors import MsstsError
+from mssts.provenance import cpu_count
+from mssts.runners.artefact import check_unchanged
+from mssts.runners.base import EngineOutput
+
+try:
+    import openvino
+
+    from mssts.runners import openvino_repairs
+except ImportError:
+    raise MsstsError("OpenVINO is not installed; `pip install openvino`") from None
+
+EXTENSION = "libmssts_openvino.so"
+PRECISIONS = ("fp32", "bf16")
+_OPS = frozenset({"MSDeformAttn", "SplitTemporalAttn"})
+# Graphs compiled for one input shape each: several times faster than one for all, and seconds to compile.
+_KEPT_SHAPES = 2
+
+
+class OpenVinoRunner:
+    """A loaded `model.onnx`, as `mssts.runners.base.Runner`. Threads may share it; they take turns.
+
+    The graph is compiled for each new input shape, of which the last two are kept: the first clip of a size takes some
+    seconds longer.
+
+    Args:
+        model_path: the file. If a manifest lies beside it and names it, its hash is checked.
+        threads: cores one inference uses; all this process may use if None.
+        precision: None: as it is written in the file. "bf16" runs a file in fp32 with almost everything in bf16,
+            references and boxes included, which a file that was exported in bf16 keeps in fp32.
+        kernels: whether our ops run on our kernels (True), or as the function bodies that are in the file (False). If
+            None, on the kernels where those can be used, and `describe` tells why where they cannot.
+
+    Raises:
+        MsstsError: the file is absent or broken, was changed after its export, or is not an engine of this project;
+            the processor has no bf16; `kernels` is True and they cannot be used.
+    """
+
+    def __init__(
+        self,
+        model_path: Path | str,
+        threads: int | None = None,
+        precision: str | None = None,
+        kernels: bool | None = None,
+    ) -> None:
+        self._path = Path(model_path)
+        manifest = check_unchanged(self._path)
+        written = manifest.precision if manifest else "unknown"
+        if precision not in (None, *PRECISIONS):
+            raise MsstsError(f"OpenVINO runs in {' or '.join(PRECISIONS)} here; got {precision!r}")
+        if precision == "fp32" and written not in ("fp32", "unknown"):
+            raise MsstsError(f"{self._path}: exported in {written}; export it in fp32 to run it in fp32")
+        self._core = openvino.Core()
+        self._precision = precision or written
+        has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if self._precision == "bf16" and not has_bf16:
+            raise MsstsError("this processor has no instructions for bf16; export and run the model in fp32")
+        self._threads = threads or cpu_count()
+        self._options: dict[str, Any] = {"INFERENCE_NUM_THREADS": self._threads, "PERFORMANCE_HINT": "LATENCY"}
+        if precision == "bf16" and written != "bf16":
+            self._options["INFERENCE_PRECISION_HINT"] = "bf16"
+        elif self._precision == "bf16":
+            self._options["EXECUTION_MODE_HINT"] = "ACCURACY"  # each op in the type that the file gives it
+        else:
+            self._options["INFERENCE_PRECISION_HINT"] = "f32"  # OpenVINO's own default is bf16 where there is AMX
+        self._reason = "switched off" if kernels is False else self._add_extension()
+        if kernels and self._reason:
+            raise MsstsError(f"{self._path}: cannot be loaded with our kernels: {self._reason}")
+        model = self._read()
+        _check_contract(self._path, "input", model.inputs, contract.ENGINE_INPUTS)
+        _check_contract(self._path, "output", model.outputs, contract.ENGINE_OUTPUTS)
+        self._kernels = sorted({op.get_type_name() for op in model.get_ops()} & _OPS)
+        self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _add_extension(self) -> str:
+        """Registers our kernels; returns why they cannot be used, or nothing."""
+        folder = built.folder()
+        if folder is None:
+            return f"switched off by an empty {built.FOLDER_VARIABLE}"
+        path = folder / EXTENSION
+        if not path.is_file():
+            return f"not in {folder}; `make plugins` builds it where OpenVINO is installed"
+        try:
+            self._core.add_extension(str(path))
+            handle = ctypes.CDLL(str(path))
+            handle.mssts_cpu_isa.restype = ctypes.c_char_p
+            self._isa = handle.mssts_cpu_isa().decode()
+        except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
+            return f"{path} does not fit OpenVINO {openvino.__version__} ({_last_line(error)}); `make plugins` anew"
+        return ""
+
+    _isa = ""
+
+    def _read(self) -> openvino.Model:
+        try:
+            model = self._core.read_model(_inlined(self._path) if self._reason else str(self._path))
+            openvino_repairs.keep_slices(model)
+        except MsstsError:
+            raise
+        except Exception as error:  # OpenVINO raises RuntimeError and others
+            raise MsstsError(
+                f"{self._path}: OpenVINO cannot load it; export the model again ({_last_line(error)})"
+            ) from None
+        return model
+
+    def _request(self, shape: tuple[int, ...]) -> openvino.InferRequest:
+        if shape not in self._requests:
+            while len(self._requests) >= _KEPT_SHAPES:
+                self._requests.popitem(last=False)
+            # Read anew: a model that is kept would hold all weights a second time.
+            model = self._read()
+            model.reshape({contract.FRAMES.name: list(shape), contract.SIZES.name: [shape[0], 2]})
+            openvino_repairs.repair(model)
+            self._requests[shape] = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        self._requests.move_to_end(shape)
+        return self._requests[shape]
+
+    def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
+        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+
+        Raises:
+            MsstsError: OpenVINO failed; the message holds its reason.
+        """
+        feeds = {contract.FRAMES.name: np.ascontiguousarray(frames_BTHWC), contract.SIZES.name: sizes_B2}
+        with self._lock:
+            try:
+                request = self._request(tuple(frames_BTHWC.shape))
+                request.infer(feeds)
+                outputs = [request.get_tensor(spec.name).data.copy() for spec in contract.ENGINE_OUTPUTS]
+            except MsstsError:
+                raise
+            except Exception as error:  # as above
+                shape = list(frames_BTHWC.shape)
+                raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {_last_line(error)}") from None
+        return EngineOutput(*outputs)
+
+    def describe(self) -> dict[str, Any]:
+        """What runs. `kernels` are our ops that run on our kernels; where it is empty the function bodies run, and
+        `kernels_reason` tells why."""
+        return {
+            "name": "openvino",
+            "version": openvino.__version__.partition("-")[0],
+            "device": "cpu",
+            "precision": self._precision,
+            "threads": self._threads,
+            "kernels": self._kernels,
+            "kernels_isa": self._isa if self._kernels else "",
+            "kernels_reason": self._reason,
+        }
+
+    def close(self) -> None:
+        """Frees the compiled graphs; the runner cannot be used afterwards."""
+        self._requests.clear()
+        del self._core
+
+
+def _inlined(path: Path) -> bytes:
+    """The file with the function bodies of our ops in their places: OpenVINO's reader does not know functions."""
+    try:
+        import onnx
+        from onnx import inliner
+    except ImportError:
+        raise MsstsError(
+            f"{path}: OpenVINO needs our kernels (`make plugins` with OpenVINO installed), or the package onnx to run "
+            "the file without them (`pip install onnx`)"
+        ) from None
+    return inliner.inline_local_functions(onnx.load(path)).SerializeToString()
+
+
+def _check_contract(path: Path, kind: str, found: Any, expected: tuple[contract.TensorSpec, ...]) -> None:
+    def described(name: str, dtype: str, rank: int) -> str:
+        return f"{name} {dtype} of rank {rank}"
+
+    found_set = {
+        described(x.get_any_name(), x.get_element_type().to_dtype().name, x.get_partial_shape().rank.get_length())
+        for x in found
+    }
+    expected_set = {described(spec.name, spec.dtype, len(spec.shape)) for spec in expected}
+    if found_set != expected_set:
+        raise MsstsError(
+            f"{path}: not an engine of this project: its {kind}s are {', '.join(sorted(found_set))}; expected "
+            f"{', '.join(sorted(expected_set))}; export the model with `mssts export`"
+        )
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO's messages begin with its own source files; the reason comes last."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
