@@ -38,7 +38,8 @@ mssts_status check_sizes(std::initializer_list<Size> sizes) {
 
 mssts_status check_dtype(int32_t dtype) {
   if (dtype == MSSTS_FLOAT64) {
-    return fail(MSSTS_UNSUPPORTED, "the CUDA kernels take float32, float16 and bfloat16, not float64; convert, or use the CPU");
+    return fail(MSSTS_UNSUPPORTED,
+                "the CUDA kernels take float32, float16 and bfloat16, not float64; convert, or use the CPU");
   }
   if (dtype == MSSTS_FLOAT32 || dtype == MSSTS_FLOAT16 || dtype == MSSTS_BFLOAT16) return MSSTS_OK;
   return fail(MSSTS_INVALID, "dtype is %d, expected float32 (0), float16 (1) or bfloat16 (2)", dtype);
@@ -105,11 +106,12 @@ mssts_status check_sizes(const mssts_deform_attn* call) {
   const int64_t point_numbers = elements({c.levels, c.points, 4}), token_bytes = elements({c.heads, c.channels, 4});
   if (c.batch > 0 && (c.tokens > INT32_MAX || c.queries > INT32_MAX || rows < 0 || rows > kMostRows || items < 0 ||
                       items > kMostRows || point_numbers > INT32_MAX || token_bytes > INT32_MAX)) {
-    return fail(MSSTS_UNSUPPORTED,
-                "tokens %lld, queries %lld, heads %d, channels %d, levels %d or points %d of %lld frames are more than the "
-                "CUDA kernels count; split the batch",
-                static_cast<long long>(c.tokens), static_cast<long long>(c.queries), c.heads, c.channels, c.levels, c.points,
-                static_cast<long long>(c.batch));
+    return fail(
+        MSSTS_UNSUPPORTED,
+        "tokens %lld, queries %lld, heads %d, channels %d, levels %d or points %d of %lld frames are more than the "
+        "CUDA kernels count; split the batch",
+        static_cast<long long>(c.tokens), static_cast<long long>(c.queries), c.heads, c.channels, c.levels, c.points,
+        static_cast<long long>(c.batch));
   }
   return MSSTS_OK;
 }

@@ -36,7 +36,8 @@ struct Workspace {
       largest = take(fixed ? sizeof(unsigned) : 0);
     }
     if (call.grad_reference != nullptr) {
-      reference = take(static_cast<size_t>(call.batch) * call.queries * call.heads * call.levels * call.coordinates * 4);
+      reference =
+          take(static_cast<size_t>(call.batch) * call.queries * call.heads * call.levels * call.coordinates * 4);
     }
   }
 
@@ -57,8 +58,9 @@ struct Choice {
 
 template <typename T>
 Choice choose(const mssts_deform_attn& call) {
-  const bool wide = call.channels % 4 == 0 && aligned(call.value, 4 * sizeof(T)) && aligned(call.grad_out, 4 * sizeof(T)) &&
-                    aligned(call.grad_value, 4 * sizeof(T)) && pairs_aligned(call);
+  const bool wide = call.channels % 4 == 0 && aligned(call.value, 4 * sizeof(T)) &&
+                    aligned(call.grad_out, 4 * sizeof(T)) && aligned(call.grad_value, 4 * sizeof(T)) &&
+                    pairs_aligned(call);
   const size_t eight_items = static_cast<size_t>(call.levels) * call.points * 8 * 12;
   if (!wide || eight_items > kMostShared / 4) return {deform_backward<T, 1, 32>, 1};
   if (call.channels <= 16) return {deform_backward<T, 4, 4>, 8};
@@ -94,10 +96,11 @@ mssts_status launch(const mssts_deform_attn& call, cudaStream_t stream) {
     cudaMemsetAsync(gradients.fixed_value, 0, space.sums_bytes, stream);
     cudaMemsetAsync(gradients.broken_value, 0, space.broken_bytes, stream);
     cudaMemsetAsync(largest, 0, sizeof *largest, stream);
-    MSSTS_LAUNCH(deform_largest<T>, grid_stride_blocks(items * call.channels), 256, 0, stream, static_cast<const T*>(call.grad_out),
-                 items * call.channels, largest);
+    MSSTS_LAUNCH(deform_largest<T>, grid_stride_blocks(items * call.channels), 256, 0, stream,
+                 static_cast<const T*>(call.grad_out), items * call.channels, largest);
   } else if (call.grad_value != nullptr) {
-    gradients.value = sizeof(T) == 4 ? static_cast<float*>(call.grad_value) : reinterpret_cast<float*>(workspace + space.sums);
+    gradients.value =
+        sizeof(T) == 4 ? static_cast<float*>(call.grad_value) : reinterpret_cast<float*>(workspace + space.sums);
     cudaMemsetAsync(gradients.value, 0, values * sizeof(float), stream);
   }
 
@@ -105,8 +108,8 @@ mssts_status launch(const mssts_deform_attn& call, cudaStream_t stream) {
   MSSTS_LAUNCH(choice.kernel, blocks, 32 * warps, table + warps * bytes_of_warp, stream, arguments_of(call), gradients);
 
   if (fixed) {
-    MSSTS_LAUNCH(deform_round_fixed<T>, grid_stride_blocks(values), 256, 0, stream, gradients, static_cast<unsigned>(call.queries),
-                 call.channels, values, static_cast<T*>(call.grad_value));
+    MSSTS_LAUNCH(deform_round_fixed<T>, grid_stride_blocks(values), 256, 0, stream, gradients,
+                 static_cast<unsigned>(call.queries), call.channels, values, static_cast<T*>(call.grad_value));
   } else if (call.grad_value != nullptr && sizeof(T) == 2) {
     MSSTS_LAUNCH(deform_round<T>, grid_stride_blocks(values), 256, 0, stream, gradients.value, values,
                  static_cast<T*>(call.grad_value));
@@ -114,8 +117,8 @@ mssts_status launch(const mssts_deform_attn& call, cudaStream_t stream) {
   if (call.grad_reference != nullptr) {
     const int inner = call.levels * call.coordinates;
     const uint64_t numbers = static_cast<uint64_t>(call.batch) * call.queries * inner;
-    MSSTS_LAUNCH(deform_sum_heads, grid_stride_blocks(numbers), 256, 0, stream, gradients.reference, numbers, call.heads,
-                 inner, static_cast<float*>(call.grad_reference));
+    MSSTS_LAUNCH(deform_sum_heads, grid_stride_blocks(numbers), 256, 0, stream, gradients.reference, numbers,
+                 call.heads, inner, static_cast<float*>(call.grad_reference));
   }
   return check_launch("the backward of deformable attention");
 }

@@ -31,7 +31,8 @@ template <typename T>
 __global__ void __launch_bounds__(256) deform_largest(const T* grad_out, unsigned long long count, unsigned* largest) {
   const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * blockDim.x;
   unsigned mine = 0;
-  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     const unsigned bits = __float_as_uint(to_float(__ldg(grad_out + i))) & 0x7fffffffu;
     if (bits < 0x7f800000u) mine = max(mine, bits);
   }
@@ -43,27 +44,30 @@ __global__ void __launch_bounds__(256) deform_largest(const T* grad_out, unsigne
 template <typename T>
 __global__ void __launch_bounds__(256) deform_round(const float* sums, unsigned long long count, T* grad_value) {
   const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * blockDim.x;
-  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     grad_value[i] = from_float<T>(sums[i]);
   }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256) deform_round_fixed(const DeformGradients gradients, unsigned queries, int channels,
-                                                          unsigned long long count, T* grad_value) {
+__global__ void __launch_bounds__(256) deform_round_fixed(const DeformGradients gradients, unsigned queries,
+                                                          int channels, unsigned long long count, T* grad_value) {
   const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * blockDim.x;
   const float unit = power_of_two(-fixed_point_shift(*gradients.largest, queries));
-  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     const float sum = static_cast<float>(static_cast<long long>(gradients.fixed_value[i])) * unit;
     grad_value[i] = from_float<T>(gradients.broken_value[i / static_cast<unsigned>(channels)] ? NAN : sum);
   }
 }
 
 // [N, Q, M, L, R] to [N, Q, L, R]; `inner` is L*R.
-__global__ void __launch_bounds__(256) deform_sum_heads(const float* parts, unsigned long long count, int heads, int inner,
-                                                        float* grad_reference) {
+__global__ void __launch_bounds__(256)
+    deform_sum_heads(const float* parts, unsigned long long count, int heads, int inner, float* grad_reference) {
   const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * blockDim.x;
-  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     const unsigned long long query = i / static_cast<unsigned>(inner), place = i - query * static_cast<unsigned>(inner);
     float sum = 0.0f;
     for (int head = 0; head < heads; ++head) sum += parts[(query * heads + head) * inner + place];
@@ -73,7 +77,8 @@ __global__ void __launch_bounds__(256) deform_sum_heads(const float* parts, unsi
 
 // x to V numbers of one token and head, in fixed point.
 template <int V>
-__device__ __forceinline__ void add_fixed(unsigned long long* to, unsigned char* broken, const float (&x)[V], float scale) {
+__device__ __forceinline__ void add_fixed(unsigned long long* to, unsigned char* broken, const float (&x)[V],
+                                          float scale) {
 #pragma unroll
   for (int i = 0; i < V; ++i) {
     if (fabsf(x[i]) <= 3.4e38f) {
@@ -101,7 +106,8 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
 
   const int points = call.levels * call.points;
   const int lane = static_cast<int>(threadIdx.x % 32), member = lane % G, slot = static_cast<int>(threadIdx.x) - member;
-  // Of each point of the warp's items: its sample's product with grad_out, and its gradient (x, y) times the level's size.
+  // Of each point of the warp's items: its sample's product with grad_out, and its gradient (x, y) times the level's
+  // size.
   float* const samples = reinterpret_cast<float*>(levels + call.levels) + (threadIdx.x / 32) * (3 * kItems * points);
   float* const slopes = samples + kItems * points;
   const unsigned heads = static_cast<unsigned>(call.heads);
@@ -175,7 +181,8 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
 #pragma unroll
           for (int i = 0; i < V; ++i) token[corner][i] = 0.0f;
           if (row[corner] != kOutside) {
-            Wide<T, V>::load(value + (static_cast<size_t>(row[corner]) * heads) * call.channels + channel, token[corner]);
+            Wide<T, V>::load(value + (static_cast<size_t>(row[corner]) * heads) * call.channels + channel,
+                             token[corner]);
           }
         }
 #pragma unroll
@@ -190,7 +197,8 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
           if (gradients.value != nullptr) {
             add_to<V>(gradients.value + to * call.channels + channel, part);
           } else if (gradients.fixed_value != nullptr) {
-            add_fixed<V>(gradients.fixed_value + to * call.channels + channel, gradients.broken_value + to, part, scale);
+            add_fixed<V>(gradients.fixed_value + to * call.channels + channel, gradients.broken_value + to, part,
+                         scale);
           }
         }
       }

@@ -26,8 +26,8 @@ Kernel tensor_kernel(const mssts_deform_attn& call) {
   return call.coordinates == 2 ? deform_forward_tensor<T, 32, 4, 4, 2> : deform_forward_tensor<T, 32, 4, 4, 4>;
 }
 
-// For comparison, and should the tensor kernel ever err on some GPU: MSSTS_CUDA_PATH=fma in the environment at the first
-// call has the vector kernel compute everything, as the flag does for one call.
+// For comparison, and should the tensor kernel ever err on some GPU: MSSTS_CUDA_PATH=fma in the environment at the
+// first call has the vector kernel compute everything, as the flag does for one call.
 bool without_tensor_cores(const mssts_deform_attn& call) {
   static const bool always = [] {
     const char* path = std::getenv("MSSTS_CUDA_PATH");

@@ -1,5 +1,5 @@
-// The forward kernels of MSDeformAttn. An item is one head of one query; a warp's items are neighbouring queries of one head
-// and frame, so that what they read overlaps.
+// The forward kernels of MSDeformAttn. An item is one head of one query; a warp's items are neighbouring queries of one
+// head and frame, so that what they read overlaps.
 #ifndef MSSTS_CUDA_DEFORM_ATTN_FORWARD_CUH
 #define MSSTS_CUDA_DEFORM_ATTN_FORWARD_CUH
 
@@ -72,11 +72,11 @@ __device__ inline void forward_exactly(const DeformArguments& call, const Level*
 
 // 16-bit value, D = 32 or 64, S <= 65536, everything aligned: the sum over corners is a product on the tensor cores.
 //
-// A lane loads 8 channels of one corner, lanes of a quad the four corners of a point. In the product's matrix b, that is a
-// column for each (item, 8 channels), and a row for each (corner, channel parity); matrix a has four rows an item: even
-// and odd channels (the other parity's weights are zero), each with the weights' high and low 16-bit parts, which keep
-// some 22 bits of a weight (16 in bf16). Products are exact and summed in fp32.
-// Zero weights make NaN of what is not finite: such warps are computed again, exactly.
+// A lane loads 8 channels of one corner, lanes of a quad the four corners of a point. In the product's matrix b, that
+// is a column for each (item, 8 channels), and a row for each (corner, channel parity); matrix a has four rows an item:
+// even and odd channels (the other parity's weights are zero), each with the weights' high and low 16-bit parts, which
+// keep some 22 bits of a weight (16 in bf16). Products are exact and summed in fp32. Zero weights make NaN of what is
+// not finite: such warps are computed again, exactly.
 //
 // L, P and R are Levels, Points and Coordinates, or, where those are 0, what the call says.
 template <typename T, int D, int Levels, int Points, int Coordinates>
@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArgu
         const Reference reference = reference_at<true>(references + l * coordinates, coordinates);
         const Cell cell =
             cell_of(location_of(reference, offset_at<true>(offsets, k), level, coordinates, half_of_points), level);
-        shares = cell.shares(level.factor *
-                             (Levels > 0 ? weight[Levels > 0 ? round : 0] : softmax.weight(to_float(__ldg(logits + k)))));
+        shares = cell.shares(
+            level.factor * (Levels > 0 ? weight[Levels > 0 ? round : 0] : softmax.weight(to_float(__ldg(logits + k)))));
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) token[corner] = cell.token(corner);
       }
@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArgu
         multiply_add<T>(sum[1], weight, x[p].z, x[p].w);
       }
     }
-    // sum[r / 2][2 (r % 2) + c] is channel 2r + parity of the item and chunk of column 2t + c. Half of the lanes have columns of their own
-    // row's item. First the weights' parts meet, each lane keeping one column ...
+    // sum[r / 2][2 (r % 2) + c] is channel 2r + parity of the item and chunk of column 2t + c. Half of the lanes have
+    // columns of their own row's item. First the weights' parts meet, each lane keeping one column ...
     const bool second = (row & 2) != 0, odd = (row & 1) != 0;
     float channel[4];
 #pragma unroll
@@ -222,8 +222,8 @@ __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArgu
   }
 }
 
-// Any sizes: G lanes share an item, each V channels at a time; a point's corners are prepared by one lane for the group.
-// V > 1 wants everything aligned, and D a multiple of V.
+// Any sizes: G lanes share an item, each V channels at a time; a point's corners are prepared by one lane for the
+// group. V > 1 wants everything aligned, and D a multiple of V.
 template <typename T, int V, int G>
 __global__ void __launch_bounds__(256) deform_forward_vector(const DeformArguments call) {
   constexpr int kItems = 32 / G;

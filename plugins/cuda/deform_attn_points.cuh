@@ -22,7 +22,8 @@ struct DeformArguments {
 struct __align__(16) Level {
   int height, width;  // at least 1
   unsigned start;
-  float factor;  // of its points' weights: 1, or 0 for a level without tokens, or NaN for one that does not fit the S tokens
+  float factor;  // of its points' weights: 1, or 0 for a level without tokens, or NaN for one that does not fit the S
+                 // tokens
 };
 
 // The table of levels, by all threads of the block. The shapes lie in device memory, so nobody has checked them.
@@ -60,7 +61,9 @@ __device__ inline void read_levels(const DeformArguments& call, Level* levels) {
 // The largest of an item's logits and 1 / sum(exp(logit - largest)). Lanes of a group of G share an item.
 struct Softmax {
   float largest, inverse_sum;
-  __device__ __forceinline__ float weight(float logit) const { return fast_exp2((logit - largest) * kLog2E) * inverse_sum; }
+  __device__ __forceinline__ float weight(float logit) const {
+    return fast_exp2((logit - largest) * kLog2E) * inverse_sum;
+  }
 };
 
 template <int G, typename T>
@@ -175,8 +178,8 @@ struct Cell {
 __device__ __forceinline__ Cell cell_of(float2 location, const Level& level) {
   Cell cell;
   cell.nan = location.x != location.x || location.y != location.y;
-  // Clamped as floats, so that no conversion overflows: at -1 and at the size all corners are outside, or have no share.
-  // fmaxf makes -1 of a NaN.
+  // Clamped as floats, so that no conversion overflows: at -1 and at the size all corners are outside, or have no
+  // share. fmaxf makes -1 of a NaN.
   const float x = fminf(fmaxf(location.x, -1.0f), static_cast<float>(level.width));
   const float y = fminf(fmaxf(location.y, -1.0f), static_cast<float>(level.height));
   cell.near_left = location.x > -1.0f, cell.near_top = location.y > -1.0f;

@@ -1,5 +1,5 @@
-// What the kernels need beyond CUDA C++: wide loads, the tensor cores' product, vector reductions. Inline PTX lives here
-// alone, each with a plain equivalent for the emulation.
+// What the kernels need beyond CUDA C++: wide loads, the tensor cores' product, vector reductions. Inline PTX lives
+// here alone, each with a plain equivalent for the emulation.
 #ifndef MSSTS_CUDA_DEVICE_CUH
 #define MSSTS_CUDA_DEVICE_CUH
 
@@ -75,8 +75,8 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
 }
 constexpr float kLog2E = 1.44269504f;
 
-// The same pointer, of which the compiler knows nothing: a sum with it stays one multiply-add of 32 by 32 to 64 bits, and is
-// not spread over the sums that it came from.
+// The same pointer, of which the compiler knows nothing: a sum with it stays one multiply-add of 32 by 32 to 64 bits,
+// and is not spread over the sums that it came from.
 template <typename T>
 __device__ __forceinline__ T* opaque(T* pointer) {
 #ifndef MSSTS_EMULATION
@@ -146,27 +146,30 @@ __device__ __forceinline__ unsigned join_halves(unsigned low, unsigned pair, boo
 #endif
 }
 
-// PTX's mma.m16n8k16 by a whole warp: c += a b, products exact, sums in fp32. Two 16-bit numbers a word; which lane holds
-// what of the matrices is the PTX ISA's ("Matrix Fragments for mma.m16n8k16").
+// PTX's mma.m16n8k16 by a whole warp: c += a b, products exact, sums in fp32. Two 16-bit numbers a word; which lane
+// holds what of the matrices is the PTX ISA's ("Matrix Fragments for mma.m16n8k16").
 template <typename T>
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #ifdef MSSTS_EMULATION
   emulation::mma_m16n8k16<T>(c, a, b);
 #else
   if constexpr (std::is_same<T, __half>::value) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
 #endif
 }
 
-// Two products: c[0, 1] += a b_first, c[2, 3] += a b_second, with a and both b 8×8. Of lane 4g + t, a holds a[g][2t, 2t+1],
-// b holds b[2t, 2t+1][g], and c[0, 1] is c[g][2t, 2t+1]; c[2, 3] likewise. They are one product whose left matrix is (a 0; 0 a).
+// Two products: c[0, 1] += a b_first, c[2, 3] += a b_second, with a and both b 8×8. Of lane 4g + t, a holds a[g][2t,
+// 2t+1], b holds b[2t, 2t+1][g], and c[0, 1] is c[g][2t, 2t+1]; c[2, 3] likewise. They are one product whose left
+// matrix is (a 0; 0 a).
 template <typename T>
 __device__ __forceinline__ void multiply_add(float (&c)[4], unsigned a, unsigned b_first, unsigned b_second) {
   mma_m16n8k16<T>(c, {a, 0u, 0u, a}, {b_first, b_second});

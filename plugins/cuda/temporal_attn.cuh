@@ -1,8 +1,8 @@
 // SplitTemporalAttn, the fast path: heads of at most 32 lanes of 16 bytes.
 //
-// A group of `lanes` neighbouring lanes owns one (location, head): a lane holds 16 bytes of each token, so that a warp reads
-// whole tokens of neighbouring locations, each of them once. Queries stay in registers, keys pass by in chunks, the softmax
-// follows online. Nothing is shared between groups: no atomics, and the same bits on every run.
+// A group of `lanes` neighbouring lanes owns one (location, head): a lane holds 16 bytes of each token, so that a warp
+// reads whole tokens of neighbouring locations, each of them once. Queries stay in registers, keys pass by in chunks,
+// the softmax follows online. Nothing is shared between groups: no atomics, and the same bits on every run.
 #ifndef MSSTS_CUDA_TEMPORAL_ATTN_CUH
 #define MSSTS_CUDA_TEMPORAL_ATTN_CUH
 
@@ -31,7 +31,8 @@ struct TemporalAttn {
   int locations_of_block;  // (location, head) pairs fill the block but for its last lanes
 };
 
-// What a thread works on. The lanes that are left over have no channels: they read and write nothing, but take part in shuffles.
+// What a thread works on. The lanes that are left over have no channels: they read and write nothing, but take part in
+// shuffles.
 template <typename T>
 struct Place {
   int64_t location, clip;

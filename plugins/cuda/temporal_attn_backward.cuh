@@ -1,5 +1,6 @@
-// Gradients of SplitTemporalAttn, the fast path: as in temporal_attn.cuh a group of lanes owns one (location, head), and with
-// it all of that pair's gradients. Weights are recomputed: with weights w_tu = softmax_u(s q_t·k_u) and d_tu = grad_t·v_u,
+// Gradients of SplitTemporalAttn, the fast path: as in temporal_attn.cuh a group of lanes owns one (location, head),
+// and with it all of that pair's gradients. Weights are recomputed: with weights w_tu = softmax_u(s q_t·k_u) and d_tu =
+// grad_t·v_u,
 //   delta_t = sum_u w_tu d_tu,  e_tu = s w_tu (d_tu - delta_t),
 //   grad_v_u = sum_t w_tu grad_t,  grad_k_u = sum_t e_tu q_t,  grad_q_t = sum_u e_tu k_u.
 // A first pass over the keys gives the softmax and delta, a second, whose tokens the caches hold, the gradients.
@@ -10,7 +11,8 @@
 
 namespace mssts::temporal {
 
-// The gradients of keys and values that several passes over the queries add up: fp32 in shared memory, each thread its own.
+// The gradients of keys and values that several passes over the queries add up: fp32 in shared memory, each thread its
+// own.
 template <typename T>
 struct KeySums {
   static constexpr int kLane = Storage<T>::kLane;

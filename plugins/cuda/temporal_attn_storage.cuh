@@ -60,8 +60,8 @@ struct Packed {
 
   static __device__ __forceinline__ Packed zero() { return {{0, 0, 0, 0}}; }
 
-  // The first `channels` (any number, also below zero) of kLane at `from`; zeros behind them. kVectors: `channels` is at
-  // least kLane or at most 0, and the address a multiple of 16.
+  // The first `channels` (any number, also below zero) of kLane at `from`; zeros behind them. kVectors: `channels` is
+  // at least kLane or at most 0, and the address a multiple of 16.
   template <bool kVectors>
   static __device__ __forceinline__ Packed load(const T* from, int channels) {
     Packed packed = zero();

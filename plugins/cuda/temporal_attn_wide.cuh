@@ -1,6 +1,6 @@
-// SplitTemporalAttn of any size, for what the fast path leaves: heads wider than 32 lanes, or gradients of so many keys that
-// shared memory cannot hold their sums. A warp computes one output token's piece of 32 * kWide channels of a head, and reads
-// what it needs as often as it needs it.
+// SplitTemporalAttn of any size, for what the fast path leaves: heads wider than 32 lanes, or gradients of so many keys
+// that shared memory cannot hold their sums. A warp computes one output token's piece of 32 * kWide channels of a head,
+// and reads what it needs as often as it needs it.
 #ifndef MSSTS_CUDA_TEMPORAL_ATTN_WIDE_CUH
 #define MSSTS_CUDA_TEMPORAL_ATTN_WIDE_CUH
 

@@ -1,5 +1,5 @@
-// Small kernels, most of them wrong on purpose, by which tests/test_cuda_kernels.py checks the emulation itself. Built as a
-// library of its own, libmssts_emulation_checks.so.
+// Small kernels, most of them wrong on purpose, by which tests/test_cuda_kernels.py checks the emulation itself. Built
+// as a library of its own, libmssts_emulation_checks.so.
 #include <cstdint>
 
 #include "../device.cuh"
@@ -189,8 +189,8 @@ extern "C" __attribute__((visibility("default"))) const char* mssts_emulation_mu
 #ifdef MSSTS_EMULATION
 
 // Conversions: half and bfloat16 of a float, and back; its floor as an integer.
-extern "C" __attribute__((visibility("default"))) void mssts_emulation_convert(float value, uint16_t* words, float* back,
-                                                                               int* floor) {
+extern "C" __attribute__((visibility("default"))) void mssts_emulation_convert(float value, uint16_t* words,
+                                                                               float* back, int* floor) {
   const __half half = __float2half_rn(value);
   const __nv_bfloat16 bfloat16 = __float2bfloat16_rn(value);
   words[0] = __half_as_ushort(half);

@@ -1,5 +1,5 @@
-// CUDA's device language for g++: what a kernel of this folder may use (README.md beside this file). Threads are fibers of
-// one operating-system thread; an operation that waits for other threads parks its fiber (scheduler.cpp).
+// CUDA's device language for g++: what a kernel of this folder may use (README.md beside this file). Threads are fibers
+// of one operating-system thread; an operation that waits for other threads parks its fiber (scheduler.cpp).
 #ifndef MSSTS_EMULATION_CUDA_EMULATION_H
 #define MSSTS_EMULATION_CUDA_EMULATION_H
 
@@ -156,7 +156,9 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, MSSTS_SITE) {
   return static_cast<unsigned>(
       mssts::emulation::combine(mssts::emulation::Operation::kBallot, mask, predicate != 0, MSSTS_HERE));
 }
-inline int __any_sync(unsigned mask, int predicate, MSSTS_SITE) { return __ballot_sync(mask, predicate, file, line) != 0; }
+inline int __any_sync(unsigned mask, int predicate, MSSTS_SITE) {
+  return __ballot_sync(mask, predicate, file, line) != 0;
+}
 inline int __all_sync(unsigned mask, int predicate, MSSTS_SITE) {
   return __ballot_sync(mask, predicate, file, line) == mask;
 }

@@ -1,4 +1,5 @@
-// Coroutines with stacks of their own, as many as a block has threads: switched by hand on x86-64, by ucontext elsewhere.
+// Coroutines with stacks of their own, as many as a block has threads: switched by hand on x86-64, by ucontext
+// elsewhere.
 #ifndef MSSTS_EMULATION_FIBER_H
 #define MSSTS_EMULATION_FIBER_H
 

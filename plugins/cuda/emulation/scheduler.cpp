@@ -43,8 +43,8 @@ std::string text(unsigned mask) {
   return digits;
 }
 
-// What a GPU reports as an illegal memory access: a signal while a thread of the grid runs. The handler stays on a stack of its
-// own until it changes to the scheduler's, so that a thread that used up its stack can be told of too.
+// What a GPU reports as an illegal memory access: a signal while a thread of the grid runs. The handler stays on a
+// stack of its own until it changes to the scheduler's, so that a thread that used up its stack can be told of too.
 class FaultHandler {
  public:
   FaultHandler() {
@@ -78,8 +78,8 @@ class FaultHandler {
   stack_t stack_before_{};
 };
 
-// D = A B + C, with A 16×16, B 16×8, C and D 16×8, from the registers of 32 lanes and back to them. The PTX ISA says where a
-// lane's i-th number lies: with group = lane / 4 and member = lane % 4,
+// D = A B + C, with A 16×16, B 16×8, C and D 16×8, from the registers of 32 lanes and back to them. The PTX ISA says
+// where a lane's i-th number lies: with group = lane / 4 and member = lane % 4,
 //   A: row group, + 8 for i in 2, 3, 6, 7; column 2 member + i % 2, + 8 for i >= 4
 //   B: row 2 member + i % 2, + 8 for i >= 2; column group
 //   C: row group, + 8 for i >= 2; column 2 member + i % 2
@@ -144,7 +144,8 @@ std::string SharedMemory::damaged() const {
     const unsigned char* canary = memory_.data() + array.offset + array.bytes;
     for (size_t i = 0; i < kCanary; ++i) {
       if (canary[i] == 0xa5) continue;
-      const std::string which = array.line == 0 ? array.file : "the shared array of " + text(Site{array.file, array.line});
+      const std::string which =
+          array.line == 0 ? array.file : "the shared array of " + text(Site{array.file, array.line});
       return which + " was written " + std::to_string(i) + " bytes past its end of " + std::to_string(array.bytes);
     }
   }

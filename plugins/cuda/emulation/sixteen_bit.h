@@ -1,5 +1,5 @@
-// __half and __nv_bfloat16 for the host: storage and conversions, rounded to nearest even as CUDA does. No arithmetic but
-// what atomicAdd needs: the kernels compute in fp32.
+// __half and __nv_bfloat16 for the host: storage and conversions, rounded to nearest even as CUDA does. No arithmetic
+// but what atomicAdd needs: the kernels compute in fp32.
 #ifndef MSSTS_EMULATION_SIXTEEN_BIT_H
 #define MSSTS_EMULATION_SIXTEEN_BIT_H
 

@@ -1,11 +1,12 @@
 /* The C ABI of the kernels of mssts: pointers, sizes, a stream or threads; no framework.
  *
- * Letters, as in mssts/ops: N frames, S tokens of all levels, Q queries, M heads, D channels a head, L levels, P points,
- * R coordinates of a reference; B clips, T query frames, U key frames, C = M*D channels. All tensors are dense and
- * row-major except where strides are given. Any alignment of an element's own size is accepted.
+ * Letters, as in mssts/ops: N frames, S tokens of all levels, Q queries, M heads, D channels a head, L levels, P
+ * points, R coordinates of a reference; B clips, T query frames, U key frames, C = M*D channels. All tensors are dense
+ * and row-major except where strides are given. Any alignment of an element's own size is accepted.
  *
- * Every function returns MSSTS_OK or another mssts_status, of which mssts_last_error() then tells the reason in one line.
- * Structs are versioned by MSSTS_ABI_VERSION: a caller compares it with mssts_abi_version() after loading a library.
+ * Every function returns MSSTS_OK or another mssts_status, of which mssts_last_error() then tells the reason in one
+ * line. Structs are versioned by MSSTS_ABI_VERSION: a caller compares it with mssts_abi_version() after loading a
+ * library.
  */
 #ifndef MSSTS_KERNELS_H
 #define MSSTS_KERNELS_H
@@ -40,9 +41,9 @@ typedef enum mssts_dtype {
  * offsets (R = 2: reference + offset / (w, h); R = 4: reference + offset / P * box * 0.5), bilinear samples between
  * pixel centres, zero outside. Arithmetic is fp32, fp64 for fp64.
  * A NaN in an input gives NaN in the outputs that depend on it; no input makes a kernel read or write out of bounds.
- * A CPU refuses shapes whose tokens do not sum to S (MSSTS_INVALID). A GPU reads them too late for that: points in a level
- * that does not lie in the S tokens, or in one after it, give NaN outputs (the backward writes no out-of-bounds value and
- * says nothing of the gradients); tokens behind the last level are not looked at, and their gradient is zero. */
+ * A CPU refuses shapes whose tokens do not sum to S (MSSTS_INVALID). A GPU reads them too late for that: points in a
+ * level that does not lie in the S tokens, or in one after it, give NaN outputs (the backward writes nothing out of
+ * bounds, its gradients mean nothing); tokens behind the last level are not looked at, and their gradient is zero. */
 typedef struct mssts_deform_attn {
   int64_t batch;        /* N; 0 is allowed, as is Q = 0 */
   int64_t tokens;       /* S */
@@ -72,7 +73,7 @@ typedef struct mssts_deform_attn {
 
 /* The backward gives the same bits on every run (CPU kernels always do). */
 #define MSSTS_DETERMINISTIC 1
-/* The CUDA forward uses fp32 multiply-adds alone, for comparison; MSSTS_CUDA_PATH=fma in the environment sets it for all. */
+/* The CUDA forward uses fp32 multiply-adds alone, for comparison; MSSTS_CUDA_PATH=fma in the environment does too. */
 #define MSSTS_NO_TENSOR_CORES 2
 
 /* Scaled dot-product attention of the T query frames of each location to the U key frames of the same location:
@@ -103,8 +104,8 @@ typedef struct mssts_temporal_attn {
 } mssts_temporal_attn;
 
 /* Who runs the tasks of a CPU kernel. `run` calls task(argument, i) once for each i in [0, tasks), on any of `threads`
- * threads, and returns when all are done. With a NULL executor, or a NULL `run`, the kernel uses the OpenMP runtime that
- * is loaded in the process, if one is (so that it shares PyTorch's threads), and threads of its own if none is;
+ * threads, and returns when all are done. With a NULL executor, or a NULL `run`, the kernel uses the OpenMP runtime
+ * that is loaded in the process, if one is (so that it shares PyTorch's threads), and threads of its own if none is;
  * `threads` then is how many, 0 for as many as the process may use. */
 typedef struct mssts_executor {
   int32_t threads;
