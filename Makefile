@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 PLUGINS_ARGS ?=
 CXX_FOUND := $(shell command -v $(CXX) 2>/dev/null)
 
-.PHONY: help setup demo plugins test test-gpu lint format clean
+.PHONY: help setup demo plugins test test-long test-gpu lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ plugins: setup ## the kernels: CPU, CUDA, ONNX Runtime, TensorRT; what cannot be
 # The kernels are built first where there is a C++ compiler; without one their tests say that they were skipped.
 test: setup $(if $(CXX_FOUND),plugins) ## every test that runs without a GPU
 	$(BIN)/python -m pytest
+
+test-long: setup ## the tests that take minutes: whole engines through TensorRT-RTX's builder
+	$(BIN)/python -m pytest -m long
 
 test-gpu: setup plugins ## the tests that need an NVIDIA GPU; an error, not a skip, where there is none
 	$(BIN)/python -m pytest -m gpu --require-gpu

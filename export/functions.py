@@ -147,7 +147,8 @@ MSDeformAttn <plugin_version, plugin_namespace> (value, shapes, reference, offse
   D_axis = Constant <value_ints = [3]> ()
   D = Gather <axis = 0> (value_shape, D_axis)
   table_shape = Concat <axis = 0> (minus_one, D)
-  table_raw = Reshape (value, table_shape)
+  value_f = Cast <to = 1> (value)
+  table = Reshape (value_f, table_shape)
   weights_shape = Constant <value_ints = [0, 0, 0, 1, -1]> ()
 CORNERS
   sum_a = Add (s00, s01)
@@ -163,8 +164,7 @@ _CORNER = """
   r{c}_M = Mul (i{c}, M)
   r{c}_m = Add (r{c}_M, m_row)
   r{c} = Reshape (r{c}_m, flat_points)
-  v{c}_raw = Gather <axis = 0> (table_raw, r{c})
-  v{c} = Cast <to = 1> (v{c}_raw)
+  v{c} = Gather <axis = 0> (table, r{c})
   w{c} = Reshape (a{c}, weights_shape)
   s{c} = MatMul (w{c}, v{c})
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class ParityReport:
             )
         return lines
 
-    def check(self, artefact: str) -> None:
+    def check(self, artefact: str, reference: str = "PyTorch") -> None:
         """Closes the gate.
 
         Raises:
@@ -100,7 +101,7 @@ class ParityReport:
         failures = self.failures()
         if failures:
             raise CheckFailed(
-                f"{artefact} does not compute what PyTorch computes; nothing was written: " + "; ".join(failures)
+                f"{artefact} does not compute what {reference} computes; nothing was written: " + "; ".join(failures)
             )
 
     def to_json(self) -> dict[str, object]:
@@ -189,6 +190,40 @@ def measure(
         own_least_iou = min(own_least_iou, _least_iou(true_masks, own.mask_logits[clip, own_rows[both]] > 0))
     iou_bound = 1 - max(_MASK_DIFFERENCE, 2 * (1 - own_least_iou))
     return ParityReport(tuple(errors), labels_equal, least_iou, iou_bound, compared, ties)
+
+
+def compare(reference: Runner, runner: Runner, inputs: Sequence[Case], export_parity: dict[str, Any]) -> ParityReport:
+    """Compares two runners of one graph. `export_parity` is the report of its export, as the manifest has it.
+
+    The second may be as far from fp64 as that report allows, and the first is as far as it says: they may differ by the
+    sum. A case that the report does not have is allowed what its widest case is.
+    """
+    errors: list[OutputError] = []
+    labels_equal, least_iou, compared, ties = True, 1.0, 0, 0
+    for case in tqdm(inputs, desc="parity", unit="case", disable=None, leave=False):
+        true = reference.infer(case.frames_BTHWC, case.sizes_B2)
+        found = runner.infer(case.frames_BTHWC, case.sizes_B2)
+        rows = _align(true, found, max(_TIE, _allowed(export_parity, case.name, "scores")[0]))
+        clip, row = np.nonzero(rows >= 0)
+        compared, ties = compared + len(clip), ties + int((rows < 0).sum())
+        found_row = rows[clip, row]
+        labels_equal &= bool((true.labels[clip, row] == found.labels[clip, found_row]).all())
+        for name in ("scores", "boxes", "mask_logits"):
+            difference = getattr(found, name)[clip, found_row].astype(np.float64) - getattr(true, name)[clip, row]
+            max_bound, rms_bound = _allowed(export_parity, case.name, name)
+            largest = float(np.abs(difference).max(initial=0.0))
+            errors.append(OutputError(case.name, name, largest, _rms(difference), max_bound, rms_bound))
+        true_masks, found_masks = true.mask_logits[clip, row] > 0, found.mask_logits[clip, found_row] > 0
+        least_iou = min(least_iou, _least_iou(true_masks, found_masks))
+    iou_bound = export_parity["mask_iou_bound"] + export_parity["mask_iou"] - 1
+    return ParityReport(tuple(errors), labels_equal, least_iou, iou_bound, compared, ties)
+
+
+def _allowed(export_parity: dict[str, Any], case: str, output: str) -> tuple[float, float]:
+    """The greatest difference and the rms that two runners of one export may have in an output."""
+    rows = [row for row in export_parity["outputs"] if row["output"] == output]
+    rows = [row for row in rows if row["case"] == case] or rows
+    return max(row["max_bound"] + row["max_abs"] for row in rows), max(row["rms_bound"] + row["rms"] for row in rows)
 
 
 def _least_iou(a_masks: np.ndarray, b_masks: np.ndarray) -> float:

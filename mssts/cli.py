@@ -17,7 +17,21 @@ from mssts.errors import MsstsError
 
 _GROUP = "mssts.commands"
 # The order of the pipeline, which is the order a newcomer needs them in.
-_ORDER = ("demo", "data", "train", "convert", "evaluate", "export", "serve", "predict", "bench", "info")
+_ORDER = (
+    "demo",
+    "data",
+    "train",
+    "convert",
+    "evaluate",
+    "export",
+    "build-engine",
+    "quantize",
+    "describe",
+    "serve",
+    "predict",
+    "bench",
+    "info",
+)
 
 
 def _commands() -> dict[str, EntryPoint]:

@@ -9,7 +9,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "onnx", "onnxruntime", "numpy", "nvidia-pytriton", "tritonclient", "tensorrt", "pycocotools")
+_PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "nvidia-pytriton",
+    "tritonclient",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "pycocotools",
+)
 
 
 def cpu_model() -> str:

@@ -146,8 +146,8 @@ def test_what_cannot_run_is_one_line(checkpoint: Path, tmp_path: Path, capsys: p
     assert run("serve", "--model", checkpoint) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"mssts export {checkpoint}" in line
-    with pytest.raises(MsstsError, match=r"no runner takes a \.plan; expected a \.onnx, or a checkpoint"):
-        load_runner(tmp_path / "model.plan")
+    with pytest.raises(MsstsError, match=r"no runner takes a \.engine; expected a \.onnx, a \.plan, or a checkpoint"):
+        load_runner(tmp_path / "model.engine")
 
 
 def test_without_torch_it_says_what_to_install(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,9 @@ class MSSTSVIS(nn.Module):
             else:
                 scales.append(projection(features[-1] if i == len(features) else scales[-1]))
         shapes = [(scale.shape[-2], scale.shape[-1]) for scale in scales]
-        tokens = torch.cat([scale.flatten(2) for scale in scales], 2).transpose(1, 2).unflatten(0, (B, T))
+        # Channels last before they are flattened: TensorRT-RTX 1.7 cannot build 16-bit graphs whose tokens were
+        # transposed flat.
+        tokens = torch.cat([scale.permute(0, 2, 3, 1).flatten(1, 2) for scale in scales], 1).unflatten(0, (B, T))
         geometry = build_geometry(shapes, sizes_B2, H, W, self.sine_periods.float(), tokens.dtype)
         encoded = self.encoder(tokens, geometry)
         layers = self.decoder(encoded, geometry)

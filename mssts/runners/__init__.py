@@ -60,8 +60,14 @@ def load_runner(path: Path | str, threads: int | None = None, runner: str = "aut
         from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(file, threads)
+    if file.suffix == ".plan":
+        from mssts.runners.tensorrt_runner import TensorRtRunner
+
+        return TensorRtRunner(file)
     kind = file.suffix or "file without a suffix"
-    raise MsstsError(f"{file}: no runner takes a {kind}; expected a .onnx, or a checkpoint as .safetensors or .pth")
+    raise MsstsError(
+        f"{file}: no runner takes a {kind}; expected a .onnx, a .plan, or a checkpoint as .safetensors or .pth"
+    )
 
 
 def load_engine(path: Path | str, threads: int | None = None, runner: str = "auto") -> tuple[Runner, Manifest]:

@@ -6,9 +6,11 @@
 namespace mssts {
 
 #if defined(__x86_64__)
+#ifndef MSSTS_WITHOUT_AVX512
 namespace avx512 {
 extern const Isa kernels;
 }
+#endif
 namespace avx2 {
 extern const Isa kernels;
 }
@@ -29,11 +31,13 @@ const Candidate& chosen() {
   static const Candidate candidate = [] {
     const Candidate candidates[] = {
 #if defined(__x86_64__)
-        // These ask the operating system too, whether it keeps the registers.
+    // These ask the operating system too, whether it keeps the registers.
+#ifndef MSSTS_WITHOUT_AVX512
         {"avx512", &avx512::kernels,
          __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#endif
         {"avx2", &avx2::kernels,
          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif

@@ -1,0 +1,283 @@
+"""Runs `model.plan` in TensorRT 10, 11 or TensorRT-RTX, on a GPU.
+
+It was not run on a GPU yet: its tests drive it with a stand-in for TensorRT and CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mssts import contract
+from mssts.errors import MsstsError
+from mssts.files import sha256
+from mssts.manifest import FILE_NAME, Manifest
+from mssts.runners.base import EngineOutput
+from mssts.runners.tensorrt_library import first_gpu, load_plugins, message_log, tensorrt_module
+
+# Shapes whose buffers and CUDA graph are kept; each holds the activations of a clip.
+_KEPT_SHAPES = 2
+
+
+@dataclass
+class _Bound:
+    """An execution context for one input shape, its buffers, and the CUDA graph of one inference."""
+
+    context: Any
+    host: dict[str, np.ndarray]  # page-locked
+    device: dict[str, Any]
+    graph: Any = None
+
+
+class TensorRtRunner:
+    """A loaded plan, as `mssts.runners.base.Runner`. Threads may share it; they take turns.
+
+    Args:
+        plan_path: the file; its manifest lies beside it.
+        cuda_graphs: whether an inference is recorded once a shape and replayed, which saves the CPU's share of it.
+
+    Raises:
+        MsstsError: the plan is absent, truncated or not the one of its manifest; TensorRT, the plugin library or the
+            GPU is not what the plan needs; CUDA cannot be used.
+    """
+
+    def __init__(self, plan_path: Path | str, cuda_graphs: bool = True) -> None:
+        self._path = Path(plan_path)
+        self._manifest = _check_plan(self._path)
+        built = self._manifest.provenance["engine"]
+        self._trt = tensorrt_module(built["target"])
+        _check_machine(self._path, built, self._trt)
+        self._cuda, self._runtime_api = _cuda_modules(self._path)
+        self._primary = self._cuda.Device(0).retain_primary_context()
+        self._lock = threading.Lock()
+        self._bound: OrderedDict[tuple[int, ...], _Bound] = OrderedDict()
+        self._graphs = cuda_graphs
+        self._log = message_log(self._trt)
+        with _Pushed(self._primary):
+            self._stream = self._cuda.Stream()
+            runtime = self._trt.Runtime(self._log)
+            if built["plugin_sha256"] is not None:
+                load_plugins(runtime.get_plugin_registry())
+            if built["options"]["version_compatible"]:
+                runtime.engine_host_code_allowed = True  # such a plan carries its own runtime
+            self._runtime = runtime
+            self._engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
+        if self._engine is None:
+            raise MsstsError(f"{self._path}: TensorRT cannot load it; build it again here ({self._log.last()})")
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the plan's manifest says."""
+        return self._manifest
+
+    def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
+        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+
+        Raises:
+            MsstsError: the shape is outside the plan's profile, or TensorRT failed; the message holds its reason.
+        """
+        expected = (len(frames_BTHWC), 2)
+        if sizes_B2.shape != expected:
+            raise MsstsError(f"sizes are {list(sizes_B2.shape)}; expected {list(expected)}, one for each clip")
+        feeds = {contract.FRAMES.name: frames_BTHWC, contract.SIZES.name: sizes_B2}
+        with self._lock, _Pushed(self._primary):
+            try:
+                bound = self._bind(tuple(frames_BTHWC.shape))
+                for name, values in feeds.items():
+                    np.copyto(bound.host[name], values)
+                self._run(bound)
+            except self._cuda.Error as error:  # pycuda's, as where memory does not suffice
+                shape, reason = list(frames_BTHWC.shape), " ".join(str(error).split())
+                raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {reason}") from None
+            return EngineOutput(*(bound.host[spec.name].copy() for spec in contract.ENGINE_OUTPUTS))
+
+    def _run(self, bound: _Bound) -> None:
+        """One inference, from page-locked memory to page-locked memory."""
+        if bound.graph is not None:
+            _checked(self._runtime_api.cudaGraphLaunch(bound.graph, self._stream.handle))
+            self._stream.synchronize()
+            return
+        self._enqueue(bound)
+        self._stream.synchronize()
+        if self._graphs:  # after a first run, in which TensorRT still sets things up
+            bound.graph = self._record(bound)
+
+    def _bind(self, shape: tuple[int, ...]) -> _Bound:
+        """The context of an input shape [B, T, H, W, 3], made anew where it is not kept."""
+        if shape in self._bound:
+            self._bound.move_to_end(shape)
+            return self._bound[shape]
+        self._check_shape(shape)
+        while len(self._bound) >= _KEPT_SHAPES:
+            self._release(self._bound.popitem(last=False)[1])
+        # A recorded graph holds on to its context's memory: hence one context for each.
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise MsstsError(
+                f"{self._path}: the GPU's memory does not suffice for frames {list(shape)} ({self._log.last()})"
+            )
+        context.set_input_shape(contract.FRAMES.name, shape)
+        context.set_input_shape(contract.SIZES.name, (shape[0], 2))
+        missing = context.infer_shapes()
+        if missing:
+            raise MsstsError(f"{self._path}: frames {list(shape)} leave shapes open: {', '.join(missing)}")
+        bound = _Bound(context, {}, {})
+        for spec in (*contract.ENGINE_INPUTS, *contract.ENGINE_OUTPUTS):
+            host = self._cuda.pagelocked_empty(tuple(context.get_tensor_shape(spec.name)), spec.dtype)
+            bound.host[spec.name], bound.device[spec.name] = host, self._cuda.mem_alloc(max(host.nbytes, 1))
+            context.set_tensor_address(spec.name, int(bound.device[spec.name]))
+        self._bound[shape] = bound
+        return bound
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        least, _, most = self._engine.get_tensor_profile_shape(contract.FRAMES.name, 0)
+        inside = len(shape) == 5 and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+        if not inside:
+            raise MsstsError(
+                f"{self._path}: frames {list(shape)} are outside the plan's profile, {list(least)} to {list(most)}; "
+                "build it with other --min and --max"
+            )
+
+    def _enqueue(self, bound: _Bound) -> None:
+        """Puts one inference, copies included, into the stream."""
+        for spec in contract.ENGINE_INPUTS:
+            self._cuda.memcpy_htod_async(bound.device[spec.name], bound.host[spec.name], self._stream)
+        if not bound.context.execute_async_v3(self._stream.handle):
+            raise MsstsError(f"{self._path}: the engine failed: {self._log.last()}")
+        for spec in contract.ENGINE_OUTPUTS:
+            self._cuda.memcpy_dtoh_async(bound.host[spec.name], bound.device[spec.name], self._stream)
+
+    def _record(self, bound: _Bound) -> Any:
+        """One inference as a CUDA graph; pycuda has none, so it is cuda-python's."""
+        api = self._runtime_api
+        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        _checked(api.cudaStreamBeginCapture(self._stream.handle, mode))
+        try:
+            self._enqueue(bound)
+        finally:
+            graph = _checked(api.cudaStreamEndCapture(self._stream.handle))
+        executable = _checked(api.cudaGraphInstantiate(graph, 0))
+        _checked(api.cudaGraphDestroy(graph))
+        return executable
+
+    def _release(self, bound: _Bound) -> None:
+        if bound.graph is not None:
+            _checked(self._runtime_api.cudaGraphExecDestroy(bound.graph))
+        for memory in bound.device.values():
+            memory.free()
+
+    def describe(self) -> dict[str, Any]:
+        """What runs. `kernels` are our ops that run as plugins, as the build checked; else their function bodies do."""
+        built = self._manifest.provenance["engine"]
+        nodes = self._manifest.checks.get("network", {}).get("plugins", [])
+        gpu = first_gpu()
+        return {
+            "name": built["target"],
+            "version": self._trt.__version__,
+            "device": gpu.name if gpu else "unknown",
+            "precision": self._manifest.precision,
+            "threads": 1,
+            "kernels": sorted({node.rpartition("/")[2].partition("_")[0] for node in nodes}),
+            "kernels_reason": "" if nodes else "the plan was built without plugins",
+            "cuda_graphs": self._graphs,
+        }
+
+    def close(self) -> None:
+        """Frees the plan and its memory; the runner cannot be used afterwards."""
+        with self._lock, _Pushed(self._primary):
+            while self._bound:
+                self._release(self._bound.popitem()[1])
+            del self._engine, self._runtime, self._stream
+        self._primary.detach()
+
+
+class _Pushed:
+    """A CUDA context that is current inside the block, on whatever thread that runs."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._context.push()
+
+    def __exit__(self, *_: object) -> None:
+        self._context.pop()
+
+
+def _check_plan(path: Path) -> Manifest:
+    """The manifest of an unchanged plan."""
+    if not path.is_file():
+        raise MsstsError(f"{path}: no such file; expected the model.plan that `mssts build-engine` writes")
+    if not (path.parent / FILE_NAME).is_file():
+        raise MsstsError(f"{path}: no {FILE_NAME} beside it, so nothing tells what it is; build it again")
+    manifest = Manifest.read(path)
+    built = manifest.provenance.get("engine")
+    if manifest.artefact != path.name or not isinstance(built, dict):
+        raise MsstsError(f"{path}: {FILE_NAME} beside it describes {manifest.artefact}; keep a plan with its own")
+    size = path.stat().st_size
+    if size < built["bytes"]:
+        raise MsstsError(f"{path}: truncated: {size} of {built['bytes']} bytes; copy it again, or build it again")
+    if sha256(path) != manifest.artefact_sha256:
+        raise MsstsError(
+            f"{path}: not the file that {FILE_NAME} describes (its SHA-256 differs), so it is unverified; build "
+            "it again"
+        )
+    return manifest
+
+
+def _check_machine(path: Path, built: dict[str, Any], trt: Any) -> None:
+    """The TensorRT and the GPU here are those of the plan, or compatible ones."""
+    options = built["options"]
+    wanted, here = str(built["tensorrt"]), str(trt.__version__)
+    same = wanted.split(".")[0] == here.split(".")[0]
+    if not same or (wanted != here and not options["version_compatible"] and built["target"] == "tensorrt"):
+        raise MsstsError(
+            f"{path}: was built by TensorRT {wanted}, this is {here}; install that one, or build the plan again"
+            + ("" if not same else " (--version-compatible makes one for later releases of the major)")
+        )
+    gpu = first_gpu()
+    if gpu is None:
+        raise MsstsError(f"{path}: a plan needs an NVIDIA GPU and its driver, and there is none here")
+    if built["target"] == "tensorrt-rtx":
+        capabilities = options["compute_capabilities"]
+        if capabilities and gpu.capability not in capabilities:
+            raise MsstsError(
+                f"{path}: was built for compute capability {', '.join(capabilities)}, this {gpu.name} has "
+                f"{gpu.capability}; build it with --compute-capability {gpu.capability}"
+            )
+        return
+    compatible = {
+        "none": gpu.name == built["gpu"]["name"],
+        "same": gpu.capability == built["gpu"]["capability"],
+        "ampere+": float(gpu.capability) >= 8.0,
+    }
+    if not compatible[options["hardware_compatible"]]:
+        raise MsstsError(
+            f"{path}: was built on {built['gpu']['name']}, this is {gpu.name}; build it here, or with "
+            "--hardware-compatible same or ampere+"
+        )
+
+
+def _cuda_modules(path: Path) -> tuple[Any, Any]:
+    """pycuda's driver, started, and cuda-python's runtime."""
+    try:
+        driver = importlib.import_module("pycuda.driver")
+        runtime = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise MsstsError(f"{path}: {error.name} is not installed; `pip install 'mssts[gpu]'`") from None
+    driver.init()
+    return driver, runtime
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    """The value of a call of cuda-python, which returns (error, value)."""
+    error, *values = result
+    if int(error) != 0:
+        raise MsstsError(f"CUDA failed: {error}")
+    return values[0] if values else None
