@@ -99,6 +99,8 @@ class OnnxRuntimeRunner:
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
+        if self._precision == "fp8":  # ONNX Runtime 1.31 optimises such graphs into wrong ones
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = self._threads
         options.log_severity_level = _ERRORS_ONLY
         return options

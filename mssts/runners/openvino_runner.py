@@ -71,7 +71,8 @@ class OpenVinoRunner:
             raise MsstsError("this processor has no instructions for bf16; export and run the model in fp32")
         self._threads = threads or cpu_count()
         self._options: dict[str, Any] = {"INFERENCE_NUM_THREADS": self._threads, "PERFORMANCE_HINT": "LATENCY"}
-        if precision == "bf16" and written != "bf16":
+        # What of an int8 file is not in 8 bits runs in bf16 too where the processor has it.
+        if (precision == "bf16" and written != "bf16") or (precision is None and written == "int8" and has_bf16):
             self._options["INFERENCE_PRECISION_HINT"] = "bf16"
         elif self._precision == "bf16":
             self._options["EXECUTION_MODE_HINT"] = "ACCURACY"  # each op in the type that the file gives it
