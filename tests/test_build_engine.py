@@ -94,12 +94,14 @@ def test_tensorrt_rtx_builds_tiny(rtx, precision, tmp_path):
     check_preset("tiny", precision, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tensorrt_rtx_builds_r50(rtx, precision, tmp_path):
     check_preset("mssts_r50", precision, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_tensorrt_rtx_builds_tiny_in_bf16(rtx, tmp_path):
     check_preset("tiny", "bf16", tmp_path)
