@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mssts.runners.torch_runner import TorchRunner
 
 _CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".pth"})
-# Who runs an ONNX file. "auto" is OpenVINO where it is installed and has our kernels, which is the fastest on every
-# processor that was measured (bench/results), and else ONNX Runtime.
+# Who runs an ONNX file. "auto" is OpenVINO where it is installed and has our kernels, the faster of the two on the one
+# processor that they were compared on (`mssts bench fps`), and else ONNX Runtime.
 RUNNERS = ("auto", "onnxruntime", "openvino")
 
 

@@ -1,4 +1,4 @@
-"""Runs `model.onnx` in OpenVINO: on processors with AMX or AVX-512 BF16 the fastest engine by far, in bf16."""
+"""Runs `model.onnx` in OpenVINO, in bf16 too where the processor has it (AMX or AVX-512 BF16)."""
 
 from __future__ import annotations
 
