@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.arguments import check_positive, frame_size
 from mssts.errors import MsstsError
 from mssts.files import write_json
 from mssts.provenance import cpu_count, provenance
@@ -48,10 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table and writes the file. Exit code 1 if an engine was refused or none could run."""
-    size = _size(arguments.size)
-    for name in ("frames", "threads", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise MsstsError(f"--{name} is {getattr(arguments, name)}; expected at least 1")
+    size = frame_size(arguments.size)
+    check_positive(arguments, "frames", "threads", "repeats")
     candidates, absent = _candidates(arguments)
     report = measure(candidates, size, arguments.frames, arguments.threads, arguments.repeats, not arguments.no_memory)
     report["not_measured"] = absent + report["not_measured"]
@@ -66,13 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(arguments.out, report)
         print(f"wrote {arguments.out}")
     return int(any(entry["refused"] for entry in report["not_measured"]) or not report["rows"])
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) >= 8 for side in sides):
-        raise MsstsError(f"--size {text}: expected HEIGHTxWIDTH in pixels, such as 360x640")
-    return int(sides[0]), int(sides[1])
 
 
 def _candidates(arguments: argparse.Namespace) -> tuple[list[Candidate], list[dict[str, Any]]]:
@@ -114,7 +106,7 @@ def _candidates(arguments: argparse.Namespace) -> tuple[list[Candidate], list[di
 
 def _checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:
     """The weights of each variant."""
-    from bench.fps_engines import check_names, random_checkpoint
+    from bench.fps_engines import check_names, saved_random_checkpoint
     from mssts.model.config import BASELINE, Switches, preset
 
     if arguments.checkpoint is not None:
@@ -126,7 +118,9 @@ def _checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:
     check_names("switches", wanted, list(variants))
     chosen = preset(arguments.preset)
     return {
-        name: random_checkpoint(replace(chosen, model=replace(chosen.model, switches=variants[name])), arguments.cache)
+        name: saved_random_checkpoint(
+            replace(chosen, model=replace(chosen.model, switches=variants[name])), arguments.cache
+        )
         for name in wanted
     }
 

@@ -126,29 +126,19 @@ class TorchForward:
         del self._engine
 
 
-def random_checkpoint(preset: Preset, folder: Path, seed: int = 0) -> Path:
-    """A checkpoint of the preset with random weights, what starts at zero drawn too; written once."""
+def saved_random_checkpoint(preset: Preset, folder: Path, seed: int = 0) -> Path:
+    """A file with `mssts.model.random_weights.random_checkpoint`, written once."""
     import torch
 
-    from mssts.manifest import Category
     from mssts.model.checkpoint import save_checkpoint
-    from mssts.model.mssts_vis import MSSTSVIS
+    from mssts.model.random_weights import random_checkpoint
 
     key = hashlib.sha256(f"{preset} {seed} {torch.__version__}".encode()).hexdigest()[:12]
     path = folder / f"{preset.name}-{_variant(preset.model.switches)}-{key}.safetensors"
     if not path.is_file():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = MSSTSVIS(preset.model)
-            for name, parameter in model.named_parameters():
-                if parameter.dim() > 1 and not parameter.any():
-                    torch.nn.init.normal_(parameter, std=0.02)
-                if name.startswith("class_embed") and parameter.dim() > 1:
-                    torch.nn.init.normal_(parameter, std=0.5)  # scores apart enough to compare who is among the best
-        weights = {name: w for name, w in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-        categories = [Category(i + 1, f"class {i + 1}") for i in range(preset.model.classes)]
+        checkpoint = random_checkpoint(preset, seed)
         folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, weights, preset, categories)
+        save_checkpoint(path, checkpoint.weights, preset, checkpoint.categories)
     return path
 
 

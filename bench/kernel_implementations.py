@@ -14,6 +14,7 @@ from bench.kernel_cases import Absent, Case, Prepare, Prepared, by_autograd, by_
 from bench.workloads import DeformInputs, TemporalInputs
 from mssts import kernels
 from mssts.ops.choice import has_kernel, why_no_kernel
+from mssts.ops.kernel_calls import deform_attn_call, temporal_attn_call, workspace_bytes
 
 # Ours.
 
@@ -38,7 +39,7 @@ def _mssts_c(case: Case) -> Prepared:
     calls, kept = [], []
     for inputs in case.inputs:
         fill = _deform_struct if isinstance(inputs, DeformInputs) else _temporal_struct
-        call, outputs, workspace = fill(inputs, backward, handle)
+        call, outputs, workspace = fill(inputs, backward)
         calls.append(ctypes.byref(call))
         kept.append((outputs, call, workspace))
 
@@ -55,18 +56,11 @@ def _mssts_c(case: Case) -> Prepared:
     return Prepared(run, allocates=False)
 
 
-def _deform_struct(inputs: DeformInputs, backward: bool, handle: Any) -> tuple[Any, tuple[Tensor, ...], Tensor | None]:
+def _deform_struct(inputs: DeformInputs, backward: bool) -> tuple[Any, tuple[Tensor, ...], Tensor | None]:
     value, offsets, logits = inputs.leaves
-    N, S, M, D = value.shape
-    _, Q, _, L, P, _ = offsets.shape
-    dtype = kernels.DTYPES[str(value.dtype).removeprefix("torch.")]
-    call = kernels.DeformAttnCall(
-        N, S, Q, M, D, L, P, inputs.reference_NQLR.shape[-1], dtype, kernels.DTYPES["int64"], 0,
-        value.data_ptr(), inputs.shapes_L2.data_ptr(), inputs.reference_NQLR.data_ptr(), offsets.data_ptr(),
-        logits.data_ptr(),
-    )  # fmt: skip
+    call = deform_attn_call(value, inputs.shapes_L2, inputs.reference_NQLR, offsets, logits)
     if not backward:
-        out = value.new_empty(N, Q, M * D)
+        out = torch.empty_like(inputs.grad_out_NQC)
         call.out = out.data_ptr()
         return call, (out,), None
     gradients = tuple(torch.empty_like(leaf) for leaf in inputs.leaves)
@@ -74,25 +68,16 @@ def _deform_struct(inputs: DeformInputs, backward: bool, handle: Any) -> tuple[A
     call.grad_value, call.grad_offsets, call.grad_logits = (gradient.data_ptr() for gradient in gradients)
     workspace = None
     if value.is_cuda:
-        size = handle.mssts_cuda_deform_attn_workspace(ctypes.byref(call))
-        if size < 0:
-            raise RuntimeError(handle.mssts_last_error().decode(errors="replace"))
-        workspace = value.new_empty(max(size, 1), dtype=torch.uint8)
+        workspace = value.new_empty(max(workspace_bytes(value.device, call), 1), dtype=torch.uint8)
         call.workspace = workspace.data_ptr()
     return call, gradients, workspace
 
 
-def _temporal_struct(inputs: TemporalInputs, backward: bool, handle: Any) -> tuple[Any, tuple[Tensor, ...], None]:
+def _temporal_struct(inputs: TemporalInputs, backward: bool) -> tuple[Any, tuple[Tensor, ...], None]:
     query, key, value = inputs.leaves
-    B, T, S, C = query.shape
-    strides = [(ctypes.c_int64 * 3)(*leaf.stride()[:3]) for leaf in inputs.leaves]
-    dtype = kernels.DTYPES[str(value.dtype).removeprefix("torch.")]
-    call = kernels.TemporalAttnCall(
-        B, S, T, key.shape[1], inputs.heads, C // inputs.heads, dtype, 0, *strides,
-        query.data_ptr(), key.data_ptr(), value.data_ptr(),
-    )  # fmt: skip
+    call = temporal_attn_call(query, key, value, inputs.heads)
     if not backward:
-        out = query.new_empty(query.shape)
+        out = torch.empty_like(inputs.grad_out_BTSC)
         call.out = out.data_ptr()
         return call, (out,), None
     gradients = tuple(leaf.new_empty(leaf.shape) for leaf in inputs.leaves)

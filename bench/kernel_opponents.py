@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bench.kernel_cases import Absent, Case, Prepared, by_autograd
 from bench.workloads import DeformInputs, TemporalInputs
+from mssts.errors import first_line
 
 # PyTorch's.
 
@@ -211,4 +212,4 @@ def _import_cuda(case: Case, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # an extension built against another PyTorch fails in its own ways
-        raise Absent(f"{name} cannot be imported: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise Absent(f"{name} cannot be imported: {first_line(error)}") from None

@@ -16,6 +16,7 @@ from bench.kernel_accuracy import exact_outputs
 from bench.kernel_cases import Absent, Case, Prepared
 from bench.kernel_implementations import IMPLEMENTATIONS, OPPONENTS
 from bench.workloads import Workload
+from mssts.errors import first_line
 
 # A turn of an implementation: calls that are not timed, until its own data are in the caches again and other runtimes'
 # threads have stopped spinning, then timed ones. One that takes long has no use for the former.
@@ -94,7 +95,7 @@ def measure_case(
                 absent.append({**_key(case), "impl": name, "reason": str(reason)})
                 continue
             except Exception as error:  # whatever an implementation does, the others are still measured
-                row["wrong"] = f"fails: {(str(error) or type(error).__name__).splitlines()[0]}"
+                row["wrong"] = f"fails: {first_line(error)}"
             rows[name] = row
             if not row["wrong"]:
                 ready[name] = prepared

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mssts.errors import first_line
 from mssts.ops.exporting import DOMAIN, PLUGIN_ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -20,46 +18,34 @@ _INPUTS = {
     "MSDeformAttn": ("value", "shapes", "reference", "offsets", "logits"),
     "SplitTemporalAttn": ("query", "key", "value"),
 }
-# Stages exchange files, so the function bodies come as a serialised model that holds nothing else.
-_EXPORT_BODIES = """
-import sys
-from onnx import helper
-from export.functions import DOMAIN_VERSION, OPSET, function_bodies
-from mssts.ops.exporting import DOMAIN
-opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-graph = helper.make_graph([], "bodies", [], [])
-model = helper.make_model(graph, functions=function_bodies(), opset_imports=opsets, ir_version=10)
-sys.stdout.buffer.write(model.SerializeToString())
-"""
-
-
-@functools.cache
-def _bodies() -> bytes:
-    return subprocess.run([sys.executable, "-c", _EXPORT_BODIES], capture_output=True, check=True).stdout
+_OPSET = 18
 
 
 def one_node_model(op: str, dtype: torch.dtype, attributes: dict[str, int], with_body: bool) -> onnx.ModelProto:
     """A graph of one node, all sizes free. Without its body only a kernel can run it."""
-    import onnx
     import torch
     from onnx import TensorProto, helper
+
+    from mssts.ops.function_bodies import DOMAIN_VERSION, function_bodies
 
     names = {torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}
     stored = TensorProto.DataType.Value(names[dtype])
     types = {"shapes": TensorProto.INT64, "reference": TensorProto.FLOAT}
     ranks = {"shapes": 2, "offsets": 6, "logits": 5}
-    model = onnx.load_from_string(_bodies())
     everything: dict[str, Any] = {**attributes, **PLUGIN_ATTRIBUTES}
     node = helper.make_node(op, _INPUTS[op], ["out"], domain=DOMAIN, **everything)
-    model.graph.node.append(node)
-    for name in _INPUTS[op]:
-        info = helper.make_tensor_value_info(name, types.get(name, stored), [None] * ranks.get(name, 4))
-        model.graph.input.append(info)
-    rank = 3 if op == "MSDeformAttn" else 4
-    model.graph.output.append(helper.make_tensor_value_info("out", stored, [None] * rank))
-    if not with_body:
-        del model.functions[:]
-    return model
+    inputs = [
+        helper.make_tensor_value_info(name, types.get(name, stored), [None] * ranks.get(name, 4))
+        for name in _INPUTS[op]
+    ]
+    out = helper.make_tensor_value_info("out", stored, [None] * (3 if op == "MSDeformAttn" else 4))
+    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
+    return helper.make_model(
+        helper.make_graph([node], op, inputs, [out]),
+        functions=function_bodies(_OPSET) if with_body else [],
+        opset_imports=opsets,
+        ir_version=10,
+    )
 
 
 def why_no_provider(device: str) -> str:
@@ -99,7 +85,7 @@ def session(model: onnx.ModelProto, device: str, threads: int, library: str | No
         providers = [(_PROVIDERS[device], settings)]
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise RuntimeError(str(error).strip().splitlines()[0]) from None
+        raise RuntimeError(first_line(error)) from None
 
 
 def bound_call(session: Any, op: str, tensors: tuple[torch.Tensor, ...], out: torch.Tensor) -> Callable[[], None]:

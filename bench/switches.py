@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mssts.errors import MsstsError
+from bench.arguments import check_positive, frame_size
 from mssts.files import write_json
 from mssts.model.config import BASELINE, Preset, Switches, preset
 from mssts.provenance import provenance
@@ -28,13 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table and writes the file."""
-    sides = arguments.size.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() and int(side) >= 8 for side in sides):
-        raise MsstsError(f"--size {arguments.size}: expected HEIGHTxWIDTH in pixels, such as 360x640")
-    for name in ("frames", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise MsstsError(f"--{name} is {getattr(arguments, name)}; expected at least 1")
-    size = int(sides[0]), int(sides[1])
+    size = frame_size(arguments.size)
+    check_positive(arguments, "frames", "repeats")
     report = measure_switches(preset(arguments.preset), size, arguments.frames, arguments.repeats)
     print_switches(report)
     if arguments.out is not None:

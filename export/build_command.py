@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mssts.manifest import FixedShape, Manifest
+    from mssts.manifest import Manifest
 
 HELP = "build a TensorRT or TensorRT-RTX engine from an export, checked layer by layer"
 
@@ -41,12 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Builds and prints what was checked."""
     from export.tensorrt_builder import build_engine
     from export.tensorrt_options import BuildOptions
+    from mssts.manifest import FixedShape
 
     options = BuildOptions(
         target=arguments.target,
-        least=_shape("--min", arguments.min),
-        best=_shape("--opt", arguments.opt),
-        most=_shape("--max", arguments.max),
+        least=FixedShape.parse("--min", arguments.min),
+        best=FixedShape.parse("--opt", arguments.opt),
+        most=FixedShape.parse("--max", arguments.max),
         plugins=not arguments.no_plugins,
         timing_cache=arguments.timing_cache,
         version_compatible=arguments.version_compatible,
@@ -58,18 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
     manifest, kept = build_engine(arguments.model_dir, arguments.out, options)
     _print(manifest, arguments.out, kept)
     return 0
-
-
-def _shape(option: str, text: str | None) -> FixedShape | None:
-    from mssts.errors import MsstsError
-    from mssts.manifest import FixedShape
-
-    if text is None:
-        return None
-    numbers = text.lower().split("x")
-    if len(numbers) != 4 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-        raise MsstsError(f"{option} {text}: expected CLIPSxFRAMESxHEIGHTxWIDTH, such as 1x5x360x640")
-    return FixedShape(*map(int, numbers))
 
 
 def _print(manifest: Manifest, out: Path, kept: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mssts.manifest import FixedShape, Manifest
+    from mssts.manifest import Manifest
 
 HELP = "export a checkpoint to ONNX, with a parity report"
 
@@ -40,11 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     from export.existing import existing_export
     from export.exporter import export_checkpoint, export_model
     from export.options import ExportOptions
-    from export.random_weights import random_checkpoint
     from mssts.errors import MsstsError
+    from mssts.manifest import FixedShape
     from mssts.model.config import preset
+    from mssts.model.random_weights import random_checkpoint
 
-    options = ExportOptions(arguments.precision, _shape(arguments.shape), not arguments.no_functions, arguments.top_k)
+    shape = FixedShape.parse("--shape", arguments.shape)
+    options = ExportOptions(arguments.precision, shape, not arguments.no_functions, arguments.top_k)
     if arguments.random_weights:
         if arguments.checkpoint is not None or arguments.preset is None:
             raise MsstsError("--random-weights takes --preset NAME and no checkpoint")
@@ -61,18 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
             export_checkpoint(arguments.checkpoint, arguments.out, arguments.preset, options), arguments.out, "wrote"
         )
     return 0
-
-
-def _shape(text: str | None) -> FixedShape | None:
-    from mssts.errors import MsstsError
-    from mssts.manifest import FixedShape
-
-    if text is None:
-        return None
-    numbers = text.lower().split("x")
-    if len(numbers) != 4 or not all(number.isdigit() and int(number) > 0 for number in numbers):
-        raise MsstsError(f"--shape {text}: expected CLIPSxFRAMESxHEIGHTxWIDTH, such as 1x5x360x640")
-    return FixedShape(*map(int, numbers))
 
 
 def _print(manifest: Manifest, out: Path, verb: str) -> None:

@@ -11,13 +11,13 @@ import onnx
 import torch
 from onnx import helper
 
-from export.functions import DOMAIN_VERSION, function_bodies
 from export.names import name_nodes
 from export.options import ExportOptions
 from mssts import contract
 from mssts.model.engine import Engine
 from mssts.ops import exporting
 from mssts.ops.exporting import DOMAIN
+from mssts.ops.function_bodies import DOMAIN_VERSION, function_bodies
 
 # Traced at sizes of which no two are equal, so that none can pass for another.
 _TRACED = {"B": 2, "T": 3, "H": 88, "W": 120}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from tqdm import tqdm
 
 from export.calibration import Clip, calibrate, read_clips
@@ -24,10 +23,11 @@ from mssts.pipeline import LocalSegmenter
 from mssts.predictor import PredictOptions, predict
 from mssts.provenance import provenance
 from mssts.results import RESULTS
+from mssts.runners import load_runner
 from mssts.runners.artefact import check_unchanged
 from mssts.runners.base import EngineOutput
-from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
+_RUNNER = "onnxruntime"  # whatever runs such a file by default: the engines are to differ in their graphs alone
 _SAME_INSTANCE = 0.1  # in boxes and scores: two instances of one clip are further apart
 
 
@@ -153,35 +153,13 @@ def _score(engine: Path, candidate: Path, data: Path, options: QuantizationOptio
     return ap
 
 
-class _PlainRunner(OnnxRuntimeRunner):
-    """Runs a graph as it is written: ONNX Runtime's optimisations (seen in 1.31) compute something else in fp8."""
-
-    def _options(self) -> onnxruntime.SessionOptions:
-        options = super()._options()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return options
-
-
-def _runner(engine: Path) -> OnnxRuntimeRunner:
-    manifest = Manifest.read(engine)
-    return (_PlainRunner if manifest.precision == "fp8" else OnnxRuntimeRunner)(engine / manifest.artefact)
-
-
-class _Segmenter(LocalSegmenter):
-    """On ONNX Runtime, whatever runs such a file by default: both engines are to differ in their graphs alone."""
-
-    def __init__(self, engine: Path) -> None:
-        self._runner, self._manifest = _runner(engine), Manifest.read(engine)
-        self.stage_seconds = {"decode": 0.0, "engine": 0.0, "postprocess": 0.0}
-
-
 def average_precision(engine: Path, data: Path) -> float:
     """YouTube-VIS AP (0…1) of an engine's folder on a data set.
 
     Raises:
         MsstsError: the data have no ground truth.
     """
-    segmenter = _Segmenter(engine)
+    segmenter = LocalSegmenter(engine, runner=_RUNNER)
     try:
         with tempfile.TemporaryDirectory(prefix="mssts-ap-") as results:
             predict(open_source(data), segmenter, Path(results), PredictOptions(pictures=0))
@@ -212,7 +190,7 @@ class Difference:
 
 def compare(engine: Path, candidate: Path, clips: Sequence[Clip]) -> dict[str, float]:
     """`Difference` of the engines in two folders, as JSON; both run in ONNX Runtime."""
-    runners = _runner(engine), _runner(candidate)
+    runners = load_runner(engine, runner=_RUNNER), load_runner(candidate, runner=_RUNNER)
     total = 0
     scores: list[float] = []
     boxes: list[float] = []

@@ -10,6 +10,12 @@ class MsstsError(Exception):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, for a message of ours; its type's name where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class CheckFailed(MsstsError):
     """A check that guards an artefact (parity, a built layer) did not hold; the artefact was not written."""
 

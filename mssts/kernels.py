@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mssts.errors import first_line
+
 ABI_VERSION = 1
 # A folder that is looked in instead of the package's own; empty: no kernels at all.
 FOLDER_VARIABLE = "MSSTS_LIBRARIES"
@@ -122,8 +124,7 @@ def library(name: str) -> Library:
             getattr(handle, function).restype = result
             getattr(handle, function).argtypes = arguments
     except (OSError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return Library(name, path, f"cannot be loaded ({reason}); {_REBUILD}")
+        return Library(name, path, f"cannot be loaded ({first_line(error)}); {_REBUILD}")
     if name == "cuda" and handle.mssts_cuda_devices() == 0:
         return Library(name, path, "no GPU that it can run on, or no driver", handle)
     return Library(name, path, "", handle)

@@ -46,6 +46,20 @@ class FixedShape:
     def __str__(self) -> str:
         return f"{self.clips}x{self.frames}x{self.height}x{self.width}"
 
+    @classmethod
+    def parse(cls, option: str, text: str | None) -> FixedShape | None:
+        """What a command's `option` says, such as 1x5x360x640; None for an option that was not given.
+
+        Raises:
+            MsstsError: it is not four sizes above 0.
+        """
+        if text is None:
+            return None
+        numbers = text.lower().split("x")
+        if len(numbers) != 4 or not all(number.isdigit() and int(number) > 0 for number in numbers):
+            raise MsstsError(f"{option} {text}: expected CLIPSxFRAMESxHEIGHTxWIDTH, such as 1x5x360x640")
+        return cls(*map(int, numbers))
+
 
 @dataclass(frozen=True)
 class Manifest:

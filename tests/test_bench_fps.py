@@ -11,7 +11,7 @@ import torch
 
 from bench import fps_engines
 from bench.fps import _summary, measure
-from bench.fps_engines import Candidate, clip, difference, random_checkpoint, why_refused
+from bench.fps_engines import Candidate, clip, difference, saved_random_checkpoint, why_refused
 from bench.released import ReleasedEngine
 from mssts.cli import main
 from mssts.errors import MsstsError
@@ -27,7 +27,7 @@ SIZE, FRAMES = (64, 96), 2
 def checkpoint(tmp_path_factory):
     tiny = preset("tiny")
     baseline = replace(tiny, model=replace(tiny.model, switches=BASELINE))
-    return random_checkpoint(baseline, tmp_path_factory.mktemp("weights"))
+    return saved_random_checkpoint(baseline, tmp_path_factory.mktemp("weights"))
 
 
 def baseline_model() -> MSSTSVIS:

@@ -18,7 +18,6 @@ from export import build_command, tensorrt_builder  # noqa: E402
 from export.graph import export_graph  # noqa: E402
 from export.options import ExportOptions  # noqa: E402
 from export.parity import cases, compare  # noqa: E402
-from export.random_weights import random_checkpoint  # noqa: E402
 from export.tensorrt_builder import NOT_MEASURED, build_engine  # noqa: E402
 from export.tensorrt_network import check_plugins, check_precision, check_report  # noqa: E402
 from export.tensorrt_options import BuildOptions, Profile  # noqa: E402
@@ -28,6 +27,7 @@ from mssts.manifest import FixedShape, Manifest  # noqa: E402
 from mssts.model.config import preset  # noqa: E402
 from mssts.model.deployment import deployed  # noqa: E402
 from mssts.model.engine import Engine  # noqa: E402
+from mssts.model.random_weights import random_checkpoint  # noqa: E402
 from mssts.runners.base import EngineOutput  # noqa: E402
 from mssts.runners.tensorrt_library import Gpu, tensorrt_module  # noqa: E402
 

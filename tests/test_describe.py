@@ -72,9 +72,9 @@ def test_a_plan(tmp_path, capsys):
 
 def test_a_checkpoint(tmp_path, capsys):
     pytest.importorskip("torch")
-    from export.random_weights import random_checkpoint
     from mssts.model.checkpoint import save_checkpoint
     from mssts.model.config import preset
+    from mssts.model.random_weights import random_checkpoint
 
     path, loaded = tmp_path / "model.safetensors", random_checkpoint(preset("tiny"))
     weights = loaded.weights

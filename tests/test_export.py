@@ -14,8 +14,7 @@ from small_model import small
 import export.exporter
 from export.existing import existing_export
 from export.exporter import export_checkpoint
-from export.functions import function_bodies
-from export.options import ExportOptions
+from export.options import OPSET, ExportOptions
 from export.parity import Case, cases, measure
 from mssts import contract
 from mssts.cli import main
@@ -24,6 +23,7 @@ from mssts.errors import CheckFailed, MsstsError
 from mssts.manifest import Manifest
 from mssts.model.checkpoint import save_checkpoint
 from mssts.model.engine import Engine
+from mssts.ops import function_bodies
 from mssts.ops.exporting import DOMAIN
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
@@ -88,13 +88,11 @@ def test_the_file_computes_the_model_at_sizes_it_was_never_checked_with(exported
 
 def break_function(old: str, new: str):
     """The function bodies with one line of the deformable attention changed."""
-    import export.functions as functions
-
-    text = functions._MS_DEFORM_ATTN
+    text = function_bodies._MS_DEFORM_ATTN
     assert old in text
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functions, "_MS_DEFORM_ATTN", text.replace(old, new))
-        return function_bodies()
+        patch.setattr(function_bodies, "_MS_DEFORM_ATTN", text.replace(old, new))
+        return function_bodies.function_bodies(OPSET)
 
 
 @pytest.mark.parametrize(

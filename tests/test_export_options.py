@@ -14,7 +14,6 @@ from small_model import awake_model, small
 from export.exporter import export_checkpoint
 from export.options import ExportOptions
 from export.parity import Case, measure
-from export.random_weights import random_checkpoint
 from export.saving import save_model
 from mssts.cli import main
 from mssts.data.moving_shapes import CATEGORIES
@@ -23,6 +22,7 @@ from mssts.manifest import FixedShape, Manifest
 from mssts.model.checkpoint import load_checkpoint
 from mssts.model.deployment import deployed
 from mssts.model.engine import Engine
+from mssts.model.random_weights import random_checkpoint
 from mssts.ops.exporting import DOMAIN
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 

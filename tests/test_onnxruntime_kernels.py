@@ -21,12 +21,13 @@ from onnx import TensorProto, helper
 from small_model import small
 from test_ops import deformable_by_loops, deformable_inputs
 
-from export.functions import DOMAIN_VERSION, OPSET, function_bodies
+from export.options import OPSET
 from export.parity import Case, measure
 from mssts import contract, kernels
 from mssts.errors import MsstsError
 from mssts.model.engine import Engine
 from mssts.ops.exporting import DOMAIN, PLUGIN_ATTRIBUTES
+from mssts.ops.function_bodies import DOMAIN_VERSION, function_bodies
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
 FLOATS = {
@@ -82,7 +83,7 @@ def one_node(op_type, infos, stored, outer, rank, attributes) -> bytes:
         [helper.make_tensor_value_info("out", outer, [None] * rank)],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    bodies = function_bodies()
+    bodies = function_bodies(OPSET)
     return helper.make_model(graph, functions=bodies, opset_imports=opsets, ir_version=10).SerializeToString()
 
 

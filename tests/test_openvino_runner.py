@@ -12,7 +12,9 @@ onnx = pytest.importorskip("onnx")
 from small_model import small  # noqa: E402
 
 from bench.fps_engines import clip, difference, why_refused  # noqa: E402
+from mssts import kernels  # noqa: E402
 from mssts.errors import MsstsError  # noqa: E402
+from mssts.kernels import Library  # noqa: E402
 from mssts.model.engine import Engine  # noqa: E402
 from mssts.runners.base import EngineOutput  # noqa: E402
 from mssts.runners.openvino_runner import OpenVinoRunner  # noqa: E402
@@ -85,7 +87,8 @@ def test_errors_are_one_line_and_name_the_file(file, tmp_path, monkeypatch):
         OpenVinoRunner(broken)
     with pytest.raises(MsstsError, match="fp32 or bf16"):
         OpenVinoRunner(file, precision="int4")
-    monkeypatch.setenv("MSSTS_LIBRARIES", "")
+    off = Library("openvino", None, "switched off by an empty MSSTS_LIBRARIES")
+    monkeypatch.setattr(kernels, "library", lambda name: off)
     with pytest.raises(MsstsError, match="MSSTS_LIBRARIES"):
         OpenVinoRunner(file, kernels=True)
     assert "MSSTS_LIBRARIES" in OpenVinoRunner(file).describe()["kernels_reason"]

@@ -16,11 +16,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export.functions import DOMAIN_VERSION, function_bodies
 from export.options import OPSET
 from mssts.kernels import library
 from mssts.ops import definition, ms_deform_attn, split_temporal_attn
 from mssts.ops.exporting import DOMAIN, PLUGIN_ATTRIBUTES
+from mssts.ops.function_bodies import DOMAIN_VERSION, function_bodies
 
 
 @pytest.fixture(params=["definition", "kernel"])
@@ -149,7 +149,7 @@ def run_function(op_type, inputs, attributes, out_dtype):
     out = helper.make_tensor_value_info("out", out_dtype, [None] * rank)
     graph = helper.make_graph([node], "test", infos, [out])
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    model = helper.make_model(graph, functions=function_bodies(), opset_imports=opsets, ir_version=10)
+    model = helper.make_model(graph, functions=function_bodies(OPSET), opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     return session.run(None, inputs)[0]
@@ -183,7 +183,7 @@ def test_the_body_of_deformable_attention_takes_half_precision_storage():
 
 
 def test_bodies_avoid_what_tensorrt_computes_wrongly():
-    used = {node.op_type for function in function_bodies() for node in function.node}
+    used = {node.op_type for function in function_bodies(OPSET) for node in function.node}
     assert not used & {"GridSample", "If", "Loop", "Scan"}
 
 

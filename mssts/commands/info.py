@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mssts.errors import first_line
+
 HELP = "this machine: versions, which kernels and engines work, and why not the others"
 
 _REBUILD = "`make plugins` in a checkout builds it anew"
@@ -125,7 +127,7 @@ def _imported(module: str, name: str, install: str) -> tuple[Any, str]:
             return None, f"not installed; {install}"
         return None, f"{name} is broken: it needs {error.name}, which is not installed"
     except Exception as error:  # whatever a half-installed package raises
-        return None, f"{name} is broken: {_first_line(error)}"
+        return None, f"{name} is broken: {first_line(error)}"
 
 
 # --------------------------------------------------------------------------------------------------------- kernels
@@ -215,7 +217,7 @@ def _registered(path: str) -> tuple[dict[str, Any], str]:
             facts["cuda_build"] = _text(handle.mssts_cuda_build)
             facts["gpus"] = int(handle.mssts_cuda_devices())
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        return {}, f"cannot be loaded ({_first_line(error)}); {_REBUILD}"
+        return {}, f"cannot be loaded ({first_line(error)}); {_REBUILD}"
     return facts, ""
 
 
@@ -232,7 +234,7 @@ def _openvino(engine: Entry) -> Entry:
         openvino.Core().add_extension(path)
         isa = _text(ctypes.CDLL(path).mssts_cpu_isa)
     except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
-        reason = f"does not fit OpenVINO {engine.facts['version']} ({_first_line(error)}); {_REBUILD}"
+        reason = f"does not fit OpenVINO {engine.facts['version']} ({first_line(error)}); {_REBUILD}"
         return Entry(name, False, reason, path)
     return Entry(name, True, f"{isa}, OpenVINO's threads", path, {"instruction_set": isa})
 
@@ -254,7 +256,7 @@ def _tensorrt(engine: Entry) -> Entry:
             reason = f"{built}; TensorRT {version} did not take it; build it with the headers of TensorRT {major}"
             return Entry(name, False, reason, path, facts)
     except (OSError, AttributeError) as error:
-        return Entry(name, False, f"cannot be loaded ({_first_line(error)}); {_REBUILD}", path)
+        return Entry(name, False, f"cannot be loaded ({first_line(error)}); {_REBUILD}", path)
     if not facts["gpus"]:
         return Entry(name, False, f"{built}, but no GPU that it can run on, or no driver", path, facts)
     return Entry(name, True, built, path, facts)
@@ -278,7 +280,7 @@ def _gpus() -> tuple[list[dict[str, str]], str]:
     except FileNotFoundError:
         return [], "none found (no nvidia-smi, which NVIDIA's driver brings)"
     except (OSError, subprocess.SubprocessError) as error:
-        return [], f"none found (nvidia-smi: {_first_line(error)})"
+        return [], f"none found (nvidia-smi: {first_line(error)})"
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
         return [], f"none found (nvidia-smi: {lines[0]})"
@@ -315,8 +317,3 @@ def _print_line(name: str, text: str) -> None:
             break_long_words=False,
         )
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -71,7 +71,7 @@ def _check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) 
         raise _invalid(op, f"{name} has shape {list(tensor.shape)}, expected {list(expected)}")
 
 
-def _deform_attn_call(
+def deform_attn_call(
     value_NSMD: Tensor, shapes_L2: Tensor, reference_NQLR: Tensor, offsets_NQMLP2: Tensor, logits_NQMLP: Tensor
 ) -> DeformAttnCall:
     """The call, less its outputs. The tensors must be contiguous and outlive it."""
@@ -113,7 +113,7 @@ def deform_attn_forward(
     value, shapes, reference = value_NSMD.contiguous(), shapes_L2.contiguous(), reference_NQLR.contiguous()
     offsets, logits = offsets_NQMLP2.contiguous(), logits_NQMLP.contiguous()
     _check_devices("ms_deform_attn", (value, shapes, reference, offsets, logits))
-    call = _deform_attn_call(value, shapes, reference, offsets, logits)
+    call = deform_attn_call(value, shapes, reference, offsets, logits)
     out = value.new_empty((call.batch, call.queries, call.heads * call.channels))
     if out.numel():
         call.out = out.data_ptr()
@@ -137,7 +137,7 @@ def deform_attn_backward(
     value, shapes, reference = value_NSMD.contiguous(), shapes_L2.contiguous(), reference_NQLR.contiguous()
     offsets, logits, grad = offsets_NQMLP2.contiguous(), logits_NQMLP.contiguous(), grad_NQC.contiguous()
     _check_devices("ms_deform_attn_backward", (grad, value, shapes, reference, offsets, logits))
-    call = _deform_attn_call(value, shapes, reference, offsets, logits)
+    call = deform_attn_call(value, shapes, reference, offsets, logits)
     _check_gradient("ms_deform_attn_backward", grad, (call.batch, call.queries, call.heads * call.channels), value)
     inputs = (value, reference, offsets, logits)
     if not grad.numel():
@@ -150,13 +150,13 @@ def deform_attn_backward(
         if torch.are_deterministic_algorithms_enabled():
             call.flags = kernels.DETERMINISTIC
         # PyTorch's allocator aligns to 512 bytes, but it can be replaced.
-        workspace = value.new_empty((_workspace_bytes(value.device, call) + _ALIGNMENT,), dtype=torch.uint8)
+        workspace = value.new_empty((workspace_bytes(value.device, call) + _ALIGNMENT,), dtype=torch.uint8)
         call.workspace = -(-workspace.data_ptr() // _ALIGNMENT) * _ALIGNMENT
     _run(value.device, "deform_attn_backward", call)
     return gradients
 
 
-def _workspace_bytes(device: torch.device, call: DeformAttnCall) -> int:
+def workspace_bytes(device: torch.device, call: DeformAttnCall) -> int:
     function, last_error = _function("cuda", "deform_attn_workspace")
     with torch.cuda.device(device):
         size = int(function(ctypes.byref(call)))
@@ -165,7 +165,7 @@ def _workspace_bytes(device: torch.device, call: DeformAttnCall) -> int:
     return size
 
 
-def _temporal_attn_call(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor, heads: int) -> TemporalAttnCall:
+def temporal_attn_call(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor, heads: int) -> TemporalAttnCall:
     """The call, less its outputs. The channels of a token must be contiguous and the tensors outlive it."""
     op = "split_temporal_attn"
     if query_BTSC.dim() != 4 or key_BUSC.dim() != 4:
@@ -199,7 +199,7 @@ def temporal_attn_forward(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tens
     """
     query, key, value = _dense_channels(query_BTSC), _dense_channels(key_BUSC), _dense_channels(value_BUSC)
     _check_devices("split_temporal_attn", (query, key, value))
-    call = _temporal_attn_call(query, key, value, heads)
+    call = temporal_attn_call(query, key, value, heads)
     out = query.new_empty(query.shape)
     if out.numel():
         call.out = out.data_ptr()
@@ -214,7 +214,7 @@ def temporal_attn_backward(
     query, key, value = _dense_channels(query_BTSC), _dense_channels(key_BUSC), _dense_channels(value_BUSC)
     grad = grad_BTSC.contiguous()
     _check_devices("split_temporal_attn_backward", (grad, query, key, value))
-    call = _temporal_attn_call(query, key, value, heads)
+    call = temporal_attn_call(query, key, value, heads)
     _check_gradient("split_temporal_attn_backward", grad, tuple(query.shape), query)
     inputs = (query, key, value)
     if not grad.numel():

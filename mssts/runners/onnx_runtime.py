@@ -14,9 +14,9 @@ import onnxruntime
 
 from mssts import contract
 from mssts import kernels as built
-from mssts.errors import MsstsError
+from mssts.errors import MsstsError, first_line
 from mssts.provenance import cpu_count
-from mssts.runners.artefact import check_unchanged
+from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput
 
 _ERRORS_ONLY = 3  # ONNX Runtime's log levels; its warnings are about the graph, not for the user
@@ -63,8 +63,8 @@ class OnnxRuntimeRunner:
             available = ", ".join(onnxruntime.get_available_providers())
             raise MsstsError(f"this ONNX Runtime has no {', '.join(sorted(missing))}; it has {available}")
         self._session, self._kernels = self._load(wanted, kernels)
-        _check_contract(self._path, "input", self._session.get_inputs(), contract.ENGINE_INPUTS)
-        _check_contract(self._path, "output", self._session.get_outputs(), contract.ENGINE_OUTPUTS)
+        check_contract(self._path, "input", map(_signature, self._session.get_inputs()), contract.ENGINE_INPUTS)
+        check_contract(self._path, "output", map(_signature, self._session.get_outputs()), contract.ENGINE_OUTPUTS)
 
     def _load(self, providers: list[str], kernels: bool | None) -> tuple[onnxruntime.InferenceSession, _Kernels]:
         reason = "switched off"
@@ -75,14 +75,14 @@ class OnnxRuntimeRunner:
                 try:
                     return self._with_kernels(found.path, providers)
                 except Exception as error:  # ONNX Runtime's exceptions share no base class
-                    reason = f"{found.path}: {_first_line(error)}"
+                    reason = f"{found.path}: {first_line(error)}"
             if kernels:
                 raise MsstsError(f"{self._path}: cannot be loaded with our kernels: {reason}")
         try:
             session = onnxruntime.InferenceSession(str(self._path), self._options(), providers=providers)
         except Exception as error:  # as above
             raise MsstsError(
-                f"{self._path}: ONNX Runtime cannot load it; export the model again ({_first_line(error)})"
+                f"{self._path}: ONNX Runtime cannot load it; export the model again ({first_line(error)})"
             ) from None
         return session, _Kernels(reason=reason)
 
@@ -116,7 +116,7 @@ class OnnxRuntimeRunner:
             outputs = self._session.run([spec.name for spec in contract.ENGINE_OUTPUTS], feeds)
         except Exception as error:  # as above
             shape = list(frames_BTHWC.shape)
-            raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {_first_line(error)}") from None
+            raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {first_line(error)}") from None
         return EngineOutput(*outputs)
 
     def describe(self) -> dict[str, Any]:
@@ -154,25 +154,11 @@ def _handle(library: Path) -> ctypes.CDLL:
     return handle
 
 
-def _check_contract(path: Path, kind: str, found: Sequence[Any], expected: Sequence[contract.TensorSpec]) -> None:
-    def described(name: str, dtype: str, rank: int) -> str:
-        return f"{name} {dtype} of rank {rank}"
-
-    found_set = {described(value.name, _numpy_name(value.type), len(value.shape)) for value in found}
-    expected_set = {described(spec.name, spec.dtype, len(spec.shape)) for spec in expected}
-    if found_set != expected_set:
-        raise MsstsError(
-            f"{path}: not an engine of this project: its {kind}s are {', '.join(sorted(found_set))}; expected "
-            f"{', '.join(sorted(expected_set))}; export the model with `mssts export`"
-        )
+def _signature(value: Any) -> tuple[str, str, int]:
+    return value.name, _numpy_name(value.type), len(value.shape)
 
 
 def _numpy_name(onnx_type: str) -> str:
     """numpy's name of what ONNX Runtime calls `tensor(float)`, `tensor(uint8)`, …"""
     name = onnx_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

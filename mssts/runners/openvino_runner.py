@@ -14,7 +14,7 @@ from mssts import contract
 from mssts import kernels as built
 from mssts.errors import MsstsError
 from mssts.provenance import cpu_count
-from mssts.runners.artefact import check_unchanged
+from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput
 
 try:
@@ -24,7 +24,6 @@ try:
 except ImportError:
     raise MsstsError("OpenVINO is not installed; `pip install openvino`") from None
 
-EXTENSION = "libmssts_openvino.so"
 PRECISIONS = ("fp32", "bf16")
 _OPS = frozenset({"MSDeformAttn", "SplitTemporalAttn"})
 # Graphs compiled for one input shape each: several times faster than one for all, and seconds to compile.
@@ -82,20 +81,18 @@ class OpenVinoRunner:
         if kernels and self._reason:
             raise MsstsError(f"{self._path}: cannot be loaded with our kernels: {self._reason}")
         model = self._read()
-        _check_contract(self._path, "input", model.inputs, contract.ENGINE_INPUTS)
-        _check_contract(self._path, "output", model.outputs, contract.ENGINE_OUTPUTS)
+        check_contract(self._path, "input", map(_signature, model.inputs), contract.ENGINE_INPUTS)
+        check_contract(self._path, "output", map(_signature, model.outputs), contract.ENGINE_OUTPUTS)
         self._kernels = sorted({op.get_type_name() for op in model.get_ops()} & _OPS)
         self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
         self._lock = threading.Lock()
 
     def _add_extension(self) -> str:
         """Registers our kernels; returns why they cannot be used, or nothing."""
-        folder = built.folder()
-        if folder is None:
-            return f"switched off by an empty {built.FOLDER_VARIABLE}"
-        path = folder / EXTENSION
-        if not path.is_file():
-            return f"not in {folder}; `make plugins` builds it where OpenVINO is installed"
+        found = built.library("openvino")
+        if found.path is None or found.reason:
+            return found.reason
+        path = found.path
         try:
             self._core.add_extension(str(path))
             handle = ctypes.CDLL(str(path))
@@ -183,20 +180,9 @@ def _inlined(path: Path) -> bytes:
     return inliner.inline_local_functions(onnx.load(path)).SerializeToString()
 
 
-def _check_contract(path: Path, kind: str, found: Any, expected: tuple[contract.TensorSpec, ...]) -> None:
-    def described(name: str, dtype: str, rank: int) -> str:
-        return f"{name} {dtype} of rank {rank}"
-
-    found_set = {
-        described(x.get_any_name(), x.get_element_type().to_dtype().name, x.get_partial_shape().rank.get_length())
-        for x in found
-    }
-    expected_set = {described(spec.name, spec.dtype, len(spec.shape)) for spec in expected}
-    if found_set != expected_set:
-        raise MsstsError(
-            f"{path}: not an engine of this project: its {kind}s are {', '.join(sorted(found_set))}; expected "
-            f"{', '.join(sorted(expected_set))}; export the model with `mssts export`"
-        )
+def _signature(port: Any) -> tuple[str, str, int]:
+    rank = port.get_partial_shape().rank.get_length()
+    return port.get_any_name(), port.get_element_type().to_dtype().name, rank
 
 
 def _last_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mssts.errors import MsstsError
+from mssts.errors import MsstsError, first_line
 from mssts.kernels import library
 from mssts.manifest import Manifest
 from mssts.model.checkpoint import load_checkpoint
@@ -44,7 +44,7 @@ class TorchRunner:
             self._device = torch.device(name)
             self._engine = Engine(loaded.build(), self._manifest.top_k).eval().to(self._device)
         except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
-            raise MsstsError(f"PyTorch cannot use the device {name!r}: {_first_line(error)}") from None
+            raise MsstsError(f"PyTorch cannot use the device {name!r}: {first_line(error)}") from None
 
     @property
     def manifest(self) -> Manifest:
@@ -66,7 +66,7 @@ class TorchRunner:
             return EngineOutput(*(output.cpu().numpy() for output in outputs))
         except (RuntimeError, MemoryError) as error:
             shape = list(frames_BTHWC.shape)
-            raise MsstsError(f"{self._path}: the model failed on frames {shape}: {_first_line(error)}") from None
+            raise MsstsError(f"{self._path}: the model failed on frames {shape}: {first_line(error)}") from None
 
     def describe(self) -> dict[str, Any]:
         """What runs. `kernels` are our ops that run on our kernels; where it is empty their definitions in PyTorch do,
@@ -90,8 +90,3 @@ class TorchRunner:
     def close(self) -> None:
         """Frees the model; the runner cannot be used afterwards."""
         del self._engine
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,64 +1,15 @@
 #include "validate.h"
 
 #include <cstring>
-#include <initializer_list>
 
-#include "error.h"
+#include "call_checks.h"
 
 namespace mssts {
 namespace {
 
-struct Size {
-  const char* name;
-  int64_t value;
-  int64_t least;
-};
-
-mssts_status check_sizes(std::initializer_list<Size> sizes) {
-  for (const Size& size : sizes) {
-    if (size.value < size.least) {
-      return fail(MSSTS_INVALID, "%s is %lld, expected at least %lld", size.name, static_cast<long long>(size.value),
-                  static_cast<long long>(size.least));
-    }
-  }
-  return MSSTS_OK;
-}
-
 mssts_status check_dtype(int32_t dtype) {
   if (dtype >= MSSTS_FLOAT32 && dtype <= MSSTS_FLOAT64) return MSSTS_OK;
   return fail(MSSTS_INVALID, "dtype is %d, expected float32 (0), float16 (1), bfloat16 (2) or float64 (3)", dtype);
-}
-
-// The product, or -1 if its bytes as float64 would not fit 63 bits.
-int64_t elements(std::initializer_list<int64_t> sizes) {
-  int64_t product = 8;
-  bool empty = false;
-  for (int64_t size : sizes) empty = empty || size == 0;
-  if (empty) return 0;
-  for (int64_t size : sizes) {
-    if (__builtin_mul_overflow(product, size, &product)) return -1;
-  }
-  return product / 8;
-}
-
-struct Tensor {
-  const char* name;
-  const void* data;
-  int64_t elements;
-  bool wanted;
-};
-
-mssts_status check_tensors(std::initializer_list<Tensor> tensors) {
-  for (const Tensor& tensor : tensors) {
-    if (tensor.elements < 0) return fail(MSSTS_INVALID, "%s has more elements than 64 bits can address", tensor.name);
-  }
-  for (const Tensor& tensor : tensors) {
-    if (tensor.wanted && tensor.data == nullptr && tensor.elements > 0) {
-      return fail(MSSTS_INVALID, "%s is NULL, expected %lld elements", tensor.name,
-                  static_cast<long long>(tensor.elements));
-    }
-  }
-  return MSSTS_OK;
 }
 
 template <class Integer>

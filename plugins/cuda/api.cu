@@ -1,8 +1,7 @@
 // The C ABI of the CUDA library: checks a call, then launches it.
 #include <cstdint>
-#include <initializer_list>
 
-#include "../cpu/error.h"
+#include "../cpu/call_checks.h"
 #include "deform_attn.h"
 #include "launch.h"
 #include "mssts/kernels.h"
@@ -20,22 +19,6 @@
 namespace mssts {
 namespace {
 
-struct Size {
-  const char* name;
-  int64_t value;
-  int64_t least;
-};
-
-mssts_status check_sizes(std::initializer_list<Size> sizes) {
-  for (const Size& size : sizes) {
-    if (size.value < size.least) {
-      return fail(MSSTS_INVALID, "%s is %lld, expected at least %lld", size.name, static_cast<long long>(size.value),
-                  static_cast<long long>(size.least));
-    }
-  }
-  return MSSTS_OK;
-}
-
 mssts_status check_dtype(int32_t dtype) {
   if (dtype == MSSTS_FLOAT64) {
     return fail(MSSTS_UNSUPPORTED,
@@ -45,46 +28,9 @@ mssts_status check_dtype(int32_t dtype) {
   return fail(MSSTS_INVALID, "dtype is %d, expected float32 (0), float16 (1) or bfloat16 (2)", dtype);
 }
 
-// The product, or -1 if its bytes as 64-bit numbers would not fit 63 bits.
-int64_t elements(std::initializer_list<int64_t> sizes) {
-  int64_t product = 8;
-  for (int64_t size : sizes) {
-    if (size == 0) return 0;
-  }
-  for (int64_t size : sizes) {
-    if (__builtin_mul_overflow(product, size, &product)) return -1;
-  }
-  return product / 8;
-}
-
-struct Tensor {
-  const char* name;
-  const void* data;
-  int64_t elements;
-  size_t element_bytes;
-  bool wanted;
-};
-
-mssts_status check_tensors(std::initializer_list<Tensor> tensors) {
-  for (const Tensor& tensor : tensors) {
-    if (tensor.elements < 0) return fail(MSSTS_INVALID, "%s has more elements than 64 bits can address", tensor.name);
-  }
-  for (const Tensor& tensor : tensors) {
-    if (tensor.wanted && tensor.data == nullptr && tensor.elements > 0) {
-      return fail(MSSTS_INVALID, "%s is NULL, expected %lld elements", tensor.name,
-                  static_cast<long long>(tensor.elements));
-    }
-    if (reinterpret_cast<uintptr_t>(tensor.data) % tensor.element_bytes != 0) {
-      return fail(MSSTS_INVALID, "%s is not aligned to its elements of %d bytes", tensor.name,
-                  static_cast<int>(tensor.element_bytes));
-    }
-  }
-  return MSSTS_OK;
-}
-
 constexpr int64_t kMostRows = (int64_t{1} << 32) - 2;
 
-mssts_status check_sizes(const mssts_deform_attn* call) {
+mssts_status check_deform_sizes(const mssts_deform_attn* call) {
   if (call == nullptr) return fail(MSSTS_INVALID, "the call is NULL, expected a mssts_deform_attn");
   const mssts_deform_attn& c = *call;
   mssts_status status = check_sizes({{"batch", c.batch, 0},
@@ -117,7 +63,7 @@ mssts_status check_sizes(const mssts_deform_attn* call) {
 }
 
 mssts_status check(const mssts_deform_attn* call, bool backward) {
-  const mssts_status status = check_sizes(call);
+  const mssts_status status = check_deform_sizes(call);
   if (status != MSSTS_OK) return status;
   const mssts_deform_attn& c = *call;
   const size_t bytes = c.dtype == MSSTS_FLOAT32 ? 4 : 2;
@@ -127,18 +73,18 @@ mssts_status check(const mssts_deform_attn* call, bool backward) {
   const int64_t offsets = elements({c.batch, c.queries, c.heads, c.levels, c.points, 2});
   const int64_t out = elements({c.batch, c.queries, c.heads, c.channels});
   const int64_t space = backward ? deform_workspace(c) : 0;
-  return check_tensors({{"shapes", c.shapes, c.levels, c.shapes_dtype == MSSTS_INT64 ? size_t{8} : size_t{4}, true},
-                        {"value", c.value, value, bytes, true},
-                        {"reference", c.reference, reference, 4, true},
-                        {"offsets", c.offsets, offsets, bytes, true},
-                        {"logits", c.logits, points, bytes, true},
-                        {"out", backward ? nullptr : c.out, out, bytes, !backward},
-                        {"grad_out", backward ? c.grad_out : nullptr, out, bytes, backward},
-                        {"grad_value", backward ? c.grad_value : nullptr, value, bytes, false},
-                        {"grad_reference", backward ? c.grad_reference : nullptr, reference, 4, false},
-                        {"grad_offsets", backward ? c.grad_offsets : nullptr, offsets, bytes, false},
-                        {"grad_logits", backward ? c.grad_logits : nullptr, points, bytes, false},
-                        {"workspace", space > 0 ? c.workspace : nullptr, space, 256, space > 0}});
+  return check_tensors({{"shapes", c.shapes, c.levels, true, c.shapes_dtype == MSSTS_INT64 ? size_t{8} : size_t{4}},
+                        {"value", c.value, value, true, bytes},
+                        {"reference", c.reference, reference, true, 4},
+                        {"offsets", c.offsets, offsets, true, bytes},
+                        {"logits", c.logits, points, true, bytes},
+                        {"out", backward ? nullptr : c.out, out, !backward, bytes},
+                        {"grad_out", backward ? c.grad_out : nullptr, out, backward, bytes},
+                        {"grad_value", backward ? c.grad_value : nullptr, value, false, bytes},
+                        {"grad_reference", backward ? c.grad_reference : nullptr, reference, false, 4},
+                        {"grad_offsets", backward ? c.grad_offsets : nullptr, offsets, false, bytes},
+                        {"grad_logits", backward ? c.grad_logits : nullptr, points, false, bytes},
+                        {"workspace", space > 0 ? c.workspace : nullptr, space, space > 0, 256}});
 }
 
 mssts_status check(const mssts_temporal_attn* call, bool backward) {
@@ -155,14 +101,14 @@ mssts_status check(const mssts_temporal_attn* call, bool backward) {
   const size_t bytes = c.dtype == MSSTS_FLOAT32 ? 4 : 2;
   const int64_t query = elements({c.batch, c.query_frames, c.locations, c.heads, c.channels});
   const int64_t key = elements({c.batch, c.key_frames, c.locations, c.heads, c.channels});
-  return check_tensors({{"query", c.query, query, bytes, true},
-                        {"key", c.key, key, bytes, true},
-                        {"value", c.value, key, bytes, true},
-                        {"out", backward ? nullptr : c.out, query, bytes, !backward},
-                        {"grad_out", backward ? c.grad_out : nullptr, query, bytes, backward},
-                        {"grad_query", backward ? c.grad_query : nullptr, query, bytes, false},
-                        {"grad_key", backward ? c.grad_key : nullptr, key, bytes, false},
-                        {"grad_value", backward ? c.grad_value : nullptr, key, bytes, false}});
+  return check_tensors({{"query", c.query, query, true, bytes},
+                        {"key", c.key, key, true, bytes},
+                        {"value", c.value, key, true, bytes},
+                        {"out", backward ? nullptr : c.out, query, !backward, bytes},
+                        {"grad_out", backward ? c.grad_out : nullptr, query, backward, bytes},
+                        {"grad_query", backward ? c.grad_query : nullptr, query, false, bytes},
+                        {"grad_key", backward ? c.grad_key : nullptr, key, false, bytes},
+                        {"grad_value", backward ? c.grad_value : nullptr, key, false, bytes}});
 }
 
 bool runs_on(int capability) {
@@ -198,7 +144,7 @@ int mssts_cuda_deform_attn_backward(const mssts_deform_attn* call, void* stream)
 
 int64_t mssts_cuda_deform_attn_workspace(const mssts_deform_attn* call) {
   mssts::clear_error();
-  return mssts::check_sizes(call) == MSSTS_OK ? mssts::deform_workspace(*call) : 0;
+  return mssts::check_deform_sizes(call) == MSSTS_OK ? mssts::deform_workspace(*call) : 0;
 }
 
 int mssts_cuda_temporal_attn_forward(const mssts_temporal_attn* call, void* stream) {

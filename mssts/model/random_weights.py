@@ -15,15 +15,14 @@ from mssts.model.mssts_vis import MSSTSVIS
 def random_checkpoint(preset: Preset, seed: int = 0) -> Checkpoint:
     """The preset with random weights, every layer awake: what starts at zero in training is drawn too, and class scores
     are spread, so that a comparison of two engines of it means something."""
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    model = MSSTSVIS(preset.model).eval()
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-        if name.startswith("class_embed") and parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
-    torch.set_rng_state(generator_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MSSTSVIS(preset.model).eval()
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+            if name.startswith("class_embed") and parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.5)
     weights = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     categories = tuple(Category(i + 1, f"class {i + 1}") for i in range(preset.model.classes))
     return Checkpoint(preset, categories, weights, Path(f"random weights of {preset.name}"))

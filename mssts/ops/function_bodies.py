@@ -10,7 +10,6 @@ from __future__ import annotations
 import onnx
 from onnx import parser
 
-from export.options import OPSET
 from mssts.ops.exporting import DOMAIN
 
 DOMAIN_VERSION = 1
@@ -204,7 +203,7 @@ SplitTemporalAttn <heads, plugin_version, plugin_namespace> (query, key, value) 
 """
 
 
-def function_bodies(opset: int = OPSET) -> list[onnx.FunctionProto]:
+def function_bodies(opset: int) -> list[onnx.FunctionProto]:
     """The function bodies of the ops of `mssts.ops`, in the opset of the graph they are put in."""
     corners = "".join(_CORNER.format(c=c) for c in ("00", "01", "10", "11"))
     texts = (_MS_DEFORM_ATTN.replace("CORNERS", corners), _SPLIT_TEMPORAL_ATTN)
