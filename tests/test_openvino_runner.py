@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +95,23 @@ def test_errors_are_one_line_and_name_the_file(file, tmp_path, monkeypatch):
     with pytest.raises(MsstsError, match="MSSTS_LIBRARIES"):
         OpenVinoRunner(file, kernels=True)
     assert "MSSTS_LIBRARIES" in OpenVinoRunner(file).describe()["kernels_reason"]
+
+
+_CLOSE_AND_GET_A_SIGNAL = """
+import faulthandler, os, signal, sys
+from mssts.runners.openvino_runner import OpenVinoRunner
+faulthandler.enable()
+first, second = (OpenVinoRunner(sys.argv[1], threads=1) for _ in range(2))
+first.close()
+second.close()
+del first, second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_runners_are_closed(file):
+    """OpenVINO 2026.4 changes the stack that signals are handled on, on processors with AMX, and leaves one that is
+    freed where two of its cores go in the order they came: the next signal then kills the process."""
+    done = subprocess.run([sys.executable, "-c", _CLOSE_AND_GET_A_SIGNAL, str(file)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr[-2000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -63,7 +64,7 @@ class OpenVinoRunner:
             raise MsstsError(f"OpenVINO runs in {' or '.join(PRECISIONS)} here; got {precision!r}")
         if precision == "fp32" and written not in ("fp32", "unknown"):
             raise MsstsError(f"{self._path}: exported in {written}; export it in fp32 to run it in fp32")
-        self._core = openvino.Core()
+        self._core = _core()
         self._precision = precision or written
         has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if self._precision == "bf16" and not has_bf16:
@@ -77,7 +78,7 @@ class OpenVinoRunner:
             self._options["EXECUTION_MODE_HINT"] = "ACCURACY"  # each op in the type that the file gives it
         else:
             self._options["INFERENCE_PRECISION_HINT"] = "f32"  # OpenVINO's own default is bf16 where there is AMX
-        self._reason = "switched off" if kernels is False else self._add_extension()
+        self._reason = "switched off" if kernels is False else self._use_kernels()
         if kernels and self._reason:
             raise MsstsError(f"{self._path}: cannot be loaded with our kernels: {self._reason}")
         model = self._read()
@@ -87,20 +88,13 @@ class OpenVinoRunner:
         self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
         self._lock = threading.Lock()
 
-    def _add_extension(self) -> str:
+    def _use_kernels(self) -> str:
         """Registers our kernels; returns why they cannot be used, or nothing."""
         found = built.library("openvino")
         if found.path is None or found.reason:
             return found.reason
-        path = found.path
-        try:
-            self._core.add_extension(str(path))
-            handle = ctypes.CDLL(str(path))
-            handle.mssts_cpu_isa.restype = ctypes.c_char_p
-            self._isa = handle.mssts_cpu_isa().decode()
-        except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
-            return f"{path} does not fit OpenVINO {openvino.__version__} ({_last_line(error)}); `make plugins` anew"
-        return ""
+        self._isa, reason = _add_extension(found.path)
+        return reason
 
     _isa = ""
 
@@ -164,7 +158,27 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Frees the compiled graphs; the runner cannot be used afterwards."""
         self._requests.clear()
-        del self._core
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """The one core of this process, which stays: on a processor with AMX OpenVINO (seen in 2026.4) changes the stack
+    that signals are handled on, and leaves a freed one where cores go in another order than the reverse of their coming
+    or in another thread; the next signal then kills the process."""
+    return openvino.Core()
+
+
+@functools.cache
+def _add_extension(path: Path) -> tuple[str, str]:
+    """Registers our kernels with the core: their instruction set, and why they cannot be used where they cannot."""
+    try:
+        _core().add_extension(str(path))
+        handle = ctypes.CDLL(str(path))
+        handle.mssts_cpu_isa.restype = ctypes.c_char_p
+        return handle.mssts_cpu_isa().decode(), ""
+    except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
+        reason = f"{path} does not fit OpenVINO {openvino.__version__} ({_last_line(error)}); `make plugins` anew"
+        return "", reason
 
 
 def _inlined(path: Path) -> bytes:
