@@ -20,6 +20,7 @@ from mssts.manifest import Manifest
 from mssts.media import Video, open_source
 from mssts.preprocessing import engine_input
 from mssts.provenance import cpu_count
+from mssts.runners.fixed_shape import pad_to_shape
 from mssts.tracking import windows
 
 _ERRORS_ONLY = 3
@@ -36,7 +37,7 @@ def read_clips(path: Path, manifest: Manifest, count: int) -> list[Clip]:
         count: at least 1.
 
     Raises:
-        MsstsError: the source is absent or broken; the engine takes clips of another shape only.
+        MsstsError: the source is absent or broken.
     """
     if count < 1:
         raise MsstsError(f"--clips is {count}; expected at least 1")
@@ -48,7 +49,8 @@ def read_clips(path: Path, manifest: Manifest, count: int) -> list[Clip]:
     for index, video in enumerate(videos):
         wanted = count * (index + 1) // len(videos) - count * index // len(videos)
         for frames_THWC in _spread(video, manifest, wanted):
-            clips.append(_fitting(engine_input(frames_THWC, manifest.input), manifest, path))
+            clip = engine_input(frames_THWC, manifest.input, shape=manifest.shape)
+            clips.append(clip if manifest.shape is None else pad_to_shape(*clip, manifest.shape))
             progress.update()
     progress.close()
     return clips
@@ -66,17 +68,6 @@ def _spread(video: Video, manifest: Manifest, wanted: int) -> Iterator[np.ndarra
     for index, frames in enumerate(itertools.islice(cut(), max(chosen) + 1)):
         if index in chosen:
             yield np.stack([frame.rgb_HWC for frame in frames])
-
-
-def _fitting(clip: Clip, manifest: Manifest, path: Path) -> Clip:
-    found, wanted = clip[0].shape[:4], manifest.shape
-    if wanted is not None and found != (wanted.clips, wanted.frames, wanted.height, wanted.width):
-        shown = "x".join(map(str, found))
-        raise MsstsError(
-            f"{path}: gives clips of {shown}, but the engine takes {wanted} only; "
-            "calibrate with videos of that size, or export the model without --shape"
-        )
-    return clip
 
 
 def calibrate(model: Path, tensors: Iterable[str], clips: Iterable[Clip]) -> TensorsData:

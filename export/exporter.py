@@ -18,6 +18,7 @@ from mssts.files import sha256
 from mssts.kernels import library
 from mssts.manifest import Manifest
 from mssts.model.checkpoint import Checkpoint, load_checkpoint
+from mssts.model.config import Preset
 from mssts.model.deployment import deployed
 from mssts.model.engine import MEAN, STD, Engine
 from mssts.provenance import commit, provenance
@@ -50,12 +51,13 @@ def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = 
             f"--top-k is {kept}; expected 1 to {candidates}, the queries times the classes of {preset.name}"
         )
     engine = Engine(loaded.build(), kept)
+    clip_frames, clip_overlap = _window(preset, options)
     metadata = {
         "version": mssts.__version__,
         "preset": preset.name,
         "precision": options.precision,
         "shape": "any" if options.shape is None else str(options.shape),
-        "clip_frames": str(preset.clip_frames),
+        "clip_frames": str(clip_frames),
         "mean": ", ".join(map(str, MEAN)),
         "std": ", ".join(map(str, STD)),
         "classes": ", ".join(category.name for category in loaded.categories),
@@ -89,12 +91,23 @@ def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = 
             precision=options.precision,
             shape=options.shape,
             companions=companions,
+            clip_frames=clip_frames,
+            clip_overlap=clip_overlap,
         )
         # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
         for name in (*companions, ARTEFACT):
             (candidate.parent / name).replace(out / name)
         manifest.write(out)
     return manifest
+
+
+def _window(preset: Preset, options: ExportOptions) -> tuple[int, int]:
+    """Frames of the windows that a long video is cut into, and how many two of them share: as the preset has it, or as
+    many as the one input shape holds."""
+    if options.shape is None:
+        return preset.clip_frames, preset.clip_overlap
+    frames = options.shape.frames
+    return frames, min(preset.clip_overlap, frames - 1)
 
 
 def _check(engine: Engine, path: Path, options: ExportOptions, shown: str) -> tuple[dict[str, object], list[object]]:

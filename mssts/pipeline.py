@@ -60,7 +60,7 @@ class LocalSegmenter:
         with self._timed("decode"):
             if not isinstance(frames_THWC, np.ndarray):
                 frames_THWC = decode_frames(frames_THWC, _LIMITS)
-            frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self._manifest.input, _LIMITS)
+            frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self._manifest.input, _LIMITS, self._manifest.shape)
         with self._timed("engine"):
             output = self._runner.infer(frames_BTHWC, sizes_B2)
         with self._timed("postprocess"):

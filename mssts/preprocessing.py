@@ -5,6 +5,7 @@ Letters: B clips, T frames, H and W of a frame, C its three colours.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from mssts.contract import LIMITS, Limits
 from mssts.errors import MsstsError
-from mssts.manifest import InputRule
+from mssts.manifest import FixedShape, InputRule
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -183,28 +184,34 @@ def _shown(size: tuple[int, int]) -> str:
     return f"{size[1]}×{size[0]} (width × height)"
 
 
-def input_size(height: int, width: int, rule: InputRule) -> tuple[int, int]:
+def input_size(height: int, width: int, rule: InputRule, shape: FixedShape | None = None) -> tuple[int, int]:
     """The height and width a frame is resized to for the engine, by `rule`; multiples of `rule.multiple`, at least one.
 
-    The aspect ratio changes by what the rounding takes, which the postprocessing undoes.
+    They are no larger than those of `shape`, if the engine takes that one only. The aspect ratio changes by what the
+    rounding takes, which the postprocessing undoes.
     """
     # In whole numbers, so that every machine rounds alike.
     scale = min(Fraction(rule.short_edge, min(height, width)), Fraction(rule.long_edge, max(height, width)))
+    most_height, most_width = (sys.maxsize, sys.maxsize) if shape is None else (shape.height, shape.width)
+    scale = min(scale, Fraction(most_height, height), Fraction(most_width, width))
 
-    def rounded(side: int) -> int:
-        multiples = side * scale / rule.multiple
-        return max(1, int(multiples + Fraction(1, 2))) * rule.multiple
+    def rounded(side: int, most: int) -> int:
+        multiples = min(int(side * scale / rule.multiple + Fraction(1, 2)), most // rule.multiple)
+        return max(1, multiples) * rule.multiple
 
-    return rounded(height), rounded(width)
+    return rounded(height, most_height), rounded(width, most_width)
 
 
-def engine_input(frames_THWC: np.ndarray, rule: InputRule, limits: Limits = LIMITS) -> tuple[np.ndarray, np.ndarray]:
+def engine_input(
+    frames_THWC: np.ndarray, rule: InputRule, limits: Limits = LIMITS, shape: FixedShape | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A clip as the engine takes it: a batch of one, resized by `rule`, without padding.
 
     Args:
         frames_THWC: RGB uint8.
         rule: the manifest's `input`.
         limits: what a clip may hold.
+        shape: the manifest's `shape`.
 
     Returns:
         `frames_BTHWC` uint8 with B = 1, and `sizes_B2` int32, the valid height and width: the whole frame.
@@ -214,7 +221,7 @@ def engine_input(frames_THWC: np.ndarray, rule: InputRule, limits: Limits = LIMI
     """
     check_clip(frames_THWC, limits)
     frames, height, width, _ = frames_THWC.shape
-    size = input_size(height, width, rule)
+    size = input_size(height, width, rule, shape)
     sizes_B2 = np.array([size], np.int32)
     if size == (height, width):
         return np.ascontiguousarray(frames_THWC)[None], sizes_B2

@@ -113,7 +113,9 @@ def test_a_fixed_shape_is_in_the_file_and_the_manifest(fixed):
     model = onnx.load(fixed / "model.onnx")
     dims = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     assert dims == [SHAPE.clips, SHAPE.frames, SHAPE.height, SHAPE.width, 3]
-    assert Manifest.read(fixed).shape == SHAPE
+    manifest = Manifest.read(fixed)
+    assert manifest.shape == SHAPE
+    assert (manifest.clip_frames, manifest.clip_overlap) == (SHAPE.frames, SHAPE.frames - 1)
     free = [d for value in model.graph.output for d in value.type.tensor_type.shape.dim if not d.dim_value]
     assert free == []
 

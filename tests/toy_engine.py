@@ -6,6 +6,7 @@ what it must answer for a picture can be told by eye.
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mssts import contract
 from mssts.files import sha256
-from mssts.manifest import Category, InputRule, Manifest
+from mssts.manifest import Category, FixedShape, InputRule, Manifest
 
 CATEGORIES = (Category(1, "red"), Category(2, "green"), Category(3, "blue"))
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # RGB, by label
@@ -130,11 +131,18 @@ def _toy_model() -> onnx.ModelProto:
     return model
 
 
-def write_toy_engine(folder: Path) -> Path:
-    """Writes `model.onnx` and `manifest.json` into `folder` and returns the path of the model."""
+def write_toy_engine(folder: Path, shape: FixedShape | None = None) -> Path:
+    """Writes `model.onnx` and `manifest.json` into `folder`; returns the path of the model. It takes `shape` alone, if
+    that is given."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
-    onnx.save(_toy_model(), path)
+    model = _toy_model()
+    if shape is not None:
+        frames, sizes = model.graph.input
+        for info, dims in ((frames, astuple(shape)), (sizes, (shape.clips,))):
+            for dim, size in zip(info.type.tensor_type.shape.dim, dims, strict=False):
+                dim.dim_value = size
+    onnx.save(model, path)
     Manifest(
         preset="toy",
         precision="float32",
@@ -145,5 +153,6 @@ def write_toy_engine(folder: Path) -> Path:
         top_k=len(CATEGORIES),
         artefact=path.name,
         artefact_sha256=sha256(path),
+        shape=shape,
     ).write(folder)
     return path

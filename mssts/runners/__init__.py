@@ -10,6 +10,7 @@ from mssts.errors import MsstsError
 from mssts.kernels import library
 from mssts.manifest import FILE_NAME, Manifest
 from mssts.runners.base import Runner
+from mssts.runners.fixed_shape import FixedShapeRunner
 
 if TYPE_CHECKING:
     from mssts.runners.torch_runner import TorchRunner
@@ -51,6 +52,12 @@ def load_runner(path: Path | str, threads: int | None = None, runner: str = "aut
     file = model_path(path)
     if is_checkpoint(file):
         return _torch_runner(file, threads)
+    loaded = _engine_runner(file, threads, runner)
+    shape = Manifest.read(file).shape if (file.parent / FILE_NAME).exists() else None
+    return loaded if shape is None else FixedShapeRunner(loaded, shape, file)
+
+
+def _engine_runner(file: Path, threads: int | None, runner: str) -> Runner:
     if file.suffix == ".onnx":
         # Imported here: which engine's library is installed depends on the machine.
         if runner == "openvino" or (runner == "auto" and _prefers_openvino(file)):

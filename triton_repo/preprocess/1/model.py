@@ -11,7 +11,7 @@ from mssts.serving.backend import answer, check_numpy, manifest_of, model_parame
 class TritonPythonModel:
     def initialize(self, args):
         check_numpy()
-        self.rule = manifest_of(model_parameters(args)).input
+        self.manifest = manifest_of(model_parameters(args))
 
     def execute(self, requests):
         return answer(requests, self.preprocess)
@@ -23,7 +23,7 @@ class TritonPythonModel:
             names = f"{contract.FRAMES_JPEG.name} and {contract.FRAMES_RAW.name}"
             raise MsstsError(f"a request holds one of {names}, but this one holds {given}")
         frames_THWC = decode_frames(list(encoded)) if raw is None else raw
-        frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self.rule)
+        frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self.manifest.input, shape=self.manifest.shape)
         return {
             contract.FRAMES.name: frames_BTHWC,
             contract.SIZES.name: sizes_B2,

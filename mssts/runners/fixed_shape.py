@@ -1,0 +1,78 @@
+"""Clips of any size for an engine that takes one shape only: padded on the way in, cut on the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mssts.errors import MsstsError
+from mssts.manifest import FixedShape
+from mssts.runners.base import EngineOutput, Runner
+
+
+class FixedShapeRunner:
+    """Another runner, as `mssts.runners.base.Runner` for every input that fits into its engine's shape.
+
+    Frames are padded below and right, which an engine leaves out of account; a clip that is too short is filled up with
+    its last frame, which the frames before see as they would see a scene that stands still. More clips than the engine
+    takes at once go one batch after another.
+
+    Args:
+        runner: whose engine it is. It is closed with this one.
+        shape: what the engine takes.
+        path: the engine's file, for messages.
+    """
+
+    def __init__(self, runner: Runner, shape: FixedShape, path: Path) -> None:
+        self._runner, self._shape, self._path = runner, shape, path
+
+    def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
+        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+
+        Raises:
+            MsstsError: they do not fit into the engine's shape; or as the runner itself.
+        """
+        clips, frames, height, width, _ = frames_BTHWC.shape
+        shape = self._shape
+        if frames > shape.frames or height > shape.height or width > shape.width or not frames:
+            raise MsstsError(
+                f"{self._path}: takes clips of 1 to {shape.frames} frames of at most {shape.height}x{shape.width}, got "
+                f"{frames} frames of {height}x{width}; export with another --shape, or without"
+            )
+        parts = []
+        for first in range(0, clips, shape.clips):
+            part = slice(first, min(first + shape.clips, clips))
+            padded = pad_to_shape(frames_BTHWC[part], sizes_B2[part], shape)
+            parts.append((self._runner.infer(*padded), part.stop - part.start))
+        # Masks of the frames as they came: h = ⌈H/8⌉·2.
+        rows, columns = (-(-side // 8) * 2 for side in (height, width))
+        return EngineOutput(
+            scores=np.concatenate([output.scores[:kept] for output, kept in parts]),
+            labels=np.concatenate([output.labels[:kept] for output, kept in parts]),
+            boxes=np.concatenate([output.boxes[:kept, :, :frames] for output, kept in parts]),
+            mask_logits=np.concatenate(
+                [output.mask_logits[:kept, :, :frames, :rows, :columns] for output, kept in parts]
+            ),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What runs, as the runner says it, and `shape`."""
+        return {**self._runner.describe(), "shape": str(self._shape)}
+
+    def close(self) -> None:
+        """Closes the runner."""
+        self._runner.close()
+
+
+def pad_to_shape(frames_BTHWC: np.ndarray, sizes_B2: np.ndarray, shape: FixedShape) -> tuple[np.ndarray, np.ndarray]:
+    """Clips that are no larger than `shape`, in that shape: black below and right, the last frame and the last clip
+    again where there are too few. The valid sizes are those of the clips."""
+    clips, frames, height, width, _ = frames_BTHWC.shape
+    short = (shape.clips - clips, shape.frames - frames)
+    if not any(short) and (height, width) == (shape.height, shape.width):
+        return frames_BTHWC, sizes_B2
+    repeated = np.pad(frames_BTHWC, ((0, short[0]), (0, short[1]), (0, 0), (0, 0), (0, 0)), "edge")
+    padding = ((0, 0), (0, 0), (0, shape.height - height), (0, shape.width - width), (0, 0))
+    return np.pad(repeated, padding), np.pad(sizes_B2, ((0, short[0]), (0, 0)), "edge")
