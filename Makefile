@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 PLUGINS_ARGS ?=
 CXX_FOUND := $(shell command -v $(CXX) 2>/dev/null)
 
-.PHONY: help setup demo plugins test test-long test-gpu lint format clean
+.PHONY: help setup demo plugins test test-long test-gpu bench-gpu lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,12 @@ test-long: setup ## the tests that take minutes: whole engines through TensorRT-
 
 test-gpu: setup plugins ## the tests that need an NVIDIA GPU; an error, not a skip, where there is none
 	$(BIN)/python -m pytest -m gpu --require-gpu
+
+bench-gpu: setup plugins ## kernels and whole engines on an NVIDIA GPU, into runs/gpu (half an hour)
+	PYTHON=$(BIN)/python bench/gpu_session.sh runs/gpu
+	for batch in 1 8; do $(BIN)/mssts bench fps --switches baseline,all --precision fp32,tf32,fp16,bf16 --batch $$batch \
+	  --runners pytorch-cuda,pytorch-compiled-cuda,onnxruntime-cuda,tensorrt,tensorrt-rtx \
+	  --repeats 50 --out runs/gpu/fps_batch$$batch.json || exit 1; done
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

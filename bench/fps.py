@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--switches", default="baseline", metavar="A,B", help="baseline, all or both: the paper's additions"
     )
-    parser.add_argument("--precision", default="fp32", metavar="A,B", help="fp32, bf16 or both (default: fp32)")
+    parser.add_argument(
+        "--precision", default="fp32", metavar="A,B", help="fp32, tf32, fp16, bf16 (default: %(default)s)"
+    )
     parser.add_argument("--size", default="360x640", metavar="HxW", help="of the frames (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=5, help="of a clip (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="clips at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=cpu_count(), help="default: all that this process may use")
     parser.add_argument("--repeats", type=int, default=7, help="rounds over the engines (default: %(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory (saves a minute)")
@@ -50,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table and writes the file. Exit code 1 if an engine was refused or none could run."""
     size = frame_size(arguments.size)
-    check_positive(arguments, "frames", "threads", "repeats")
+    check_positive(arguments, "frames", "batch", "threads", "repeats")
     candidates, absent = _candidates(arguments)
-    report = measure(candidates, size, arguments.frames, arguments.threads, arguments.repeats, not arguments.no_memory)
+    setting = Setting(size, arguments.frames, arguments.batch, arguments.threads)
+    report = measure(candidates, setting, arguments.repeats, not arguments.no_memory)
     report["not_measured"] = absent + report["not_measured"]
     report = {
         "preset": arguments.preset if arguments.checkpoint is None else None,
@@ -69,26 +73,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _candidates(arguments: argparse.Namespace) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """What is to be measured, exports made; and what cannot be, with the reason."""
-    from bench.fps_engines import RUNNERS, Candidate, check_names, export, why_not_installed
+    from bench.fps_engines import PRECISIONS, RUNNERS, Candidate, build, check_names, export, why_not_installed
 
     runners, precisions = arguments.runners.split(","), arguments.precision.split(",")
     check_names("runners", runners, list(RUNNERS))
-    check_names("precision", precisions, ["fp32", "bf16"])
+    check_names("precision", precisions, PRECISIONS)
+    height, width = frame_size(arguments.size)
+    shape = f"{arguments.batch}x{arguments.frames}x{height}x{width}"
     found, absent = [], []
     for variant, checkpoint in _checkpoints(arguments).items():
         exports: dict[str, Path | MsstsError] = {}
         for runner in runners:
-            possible, takes_export = RUNNERS[runner]
+            kind = RUNNERS[runner]
             for precision in precisions:
                 candidate = Candidate(runner, variant, precision, str(checkpoint))
-                if precision not in possible:
-                    absent.append(_absent(candidate, f"it has no {precision} on a processor"))
+                if precision not in kind.precisions:
+                    where = "a processor" if kind.device == "cpu" else "a GPU"
+                    absent.append(_absent(candidate, f"it has no {precision} on {where}"))
                     continue
                 missing = why_not_installed(runner)  # before minutes go into an export for it
                 if missing:
                     absent.append(_absent(candidate, missing))
                     continue
-                if takes_export:
+                if kind.takes != "checkpoint":
                     if precision not in exports:
                         print(f"exporting {variant} in {precision} (minutes the first time)", flush=True)
                         try:
@@ -99,6 +106,13 @@ def _candidates(arguments: argparse.Namespace) -> tuple[list[Candidate], list[di
                     if isinstance(made, MsstsError):
                         absent.append(_absent(candidate, str(made)))
                         continue
+                    if kind.takes == "plan":
+                        print(f"building {variant} in {precision} for {runner} (minutes the first time)", flush=True)
+                        try:
+                            made = build(made, runner, shape)
+                        except MsstsError as error:
+                            absent.append(_absent(candidate, str(error)))
+                            continue
                     candidate = replace(candidate, path=str(made))
                 found.append(candidate)
     return found, absent
@@ -135,16 +149,24 @@ def _absent(candidate: Candidate, reason: str, refused: bool = False) -> dict[st
     }
 
 
-def measure(
-    candidates: list[Candidate], size: tuple[int, int], frames: int, threads: int, repeats: int, memory: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """What every engine of a run gets: (height, width) and number of the frames, clips at once, threads."""
+
+    size: tuple[int, int]
+    frames: int
+    batch: int
+    threads: int
+
+
+def measure(candidates: list[Candidate], setting: Setting, repeats: int, memory: bool) -> dict[str, Any]:
     """The report: a row for each engine that answers rightly, and the reasons of the others."""
     from tqdm import tqdm
 
     from bench.fps_engines import clip, difference, load, why_refused
     from bench.fps_memory import peak_memory_mb
 
-    clip_BTHWC, sizes_B2 = clip(size, frames)
+    clip_BTHWC, sizes_B2 = clip(setting.size, setting.frames, batch=setting.batch)
     engines: dict[Candidate, Runner] = {}
     differences: dict[Candidate, dict[str, float]] = {}
     peaks: dict[Candidate, float | None] = {}
@@ -152,7 +174,7 @@ def measure(
     references: dict[str, EngineOutput] = {}
     for candidate in tqdm(candidates, desc="load and check", unit="engine", disable=None):
         try:
-            runner = load(candidate, threads)
+            runner = load(candidate, setting.threads)
             answer = runner.infer(clip_BTHWC, sizes_B2)
         except MsstsError as error:
             absent.append(_absent(candidate, str(error)))
@@ -166,7 +188,7 @@ def measure(
             runner.close()
             continue
         engines[candidate] = runner
-        peaks[candidate] = peak_memory_mb(candidate, size, frames, threads) if memory else None
+        peaks[candidate] = peak_memory_mb(candidate, setting) if memory else None
     seconds: dict[Candidate, list[float]] = {candidate: [] for candidate in engines}
     for _ in tqdm(range(repeats), desc="rounds", unit="round", disable=None):
         for candidate, runner in engines.items():
@@ -178,9 +200,9 @@ def measure(
             "runner": candidate.runner,
             "variant": candidate.variant,
             "precision": candidate.precision,
-            **_summary(seconds[candidate], frames),
+            **_summary(seconds[candidate], setting.frames * setting.batch),
             "peak_memory_mb": peaks[candidate],
-            "threads": threads,
+            "threads": setting.threads,
             "difference": differences[candidate],
             "engine": runner.describe(),
         }
@@ -189,11 +211,9 @@ def measure(
     for runner in engines.values():
         runner.close()
     return {
-        "size": list(size),
-        "frames": frames,
-        "batch": 1,
+        **asdict(setting),
         "repeats": repeats,
-        "threads": threads,
+        "around": around_the_engine(setting, repeats),
         "scope": "uint8 frames in, scores, labels, boxes and mask logits of the best K out",
         "memory": "peak resident memory of a process that loads the engine alone and runs two clips, in 10⁶ bytes",
         "reference": "PyTorch in fp32, without kernels",
@@ -208,13 +228,47 @@ def _reference(candidate: Candidate, clip_BTHWC: Any, sizes_B2: Any) -> EngineOu
     from mssts.ops import definition
 
     path = Path(candidate.path)
-    if path.is_dir():
-        path = path.with_name(path.name.removesuffix(f"-{candidate.precision}") + ".safetensors")
+    if path.is_dir():  # of an export, or of a plan that was built of one
+        path = path.with_name(path.name.rpartition(f"-{candidate.precision}")[0] + ".safetensors")
     with definition():
         runner = load(replace(candidate, runner="pytorch", precision="fp32", path=str(path)), cpu_count())
         answer = runner.infer(clip_BTHWC, sizes_B2)
         runner.close()
     return answer
+
+
+def around_the_engine(setting: Setting, repeats: int) -> dict[str, float]:
+    """Medians in ms of what surrounds the engine of a clip: `preprocess`, from JPEGs of its size to the engine's input;
+    `postprocess`, from masks of all ten instances, a disc each, to run lengths of the frames' size."""
+    import cv2
+    import numpy as np
+
+    from bench.fps_engines import clip
+    from mssts.manifest import InputRule
+    from mssts.postprocessing import instances
+    from mssts.preprocessing import decode_frames, engine_input
+    from mssts.runners.base import EngineOutput
+
+    K = 10
+    clip_BTHWC, sizes_B2 = clip(setting.size, setting.frames)
+    jpegs = [cv2.imencode(".jpg", frame[..., ::-1])[1].tobytes() for frame in clip_BTHWC[0]]
+    height, width = setting.size
+    rule = InputRule(min(setting.size), max(setting.size))
+    y, x = np.mgrid[: -(-height // 8) * 2, : -(-width // 8) * 2]
+    discs = [np.hypot(y - 3 * k - 9, x - 5 * k - 9) for k in range(K)]
+    logits = 8 - np.stack([np.stack(discs)] * setting.frames, 1)[None].astype(np.float32)
+    output = EngineOutput(
+        np.ones((1, K), np.float32), np.zeros((1, K), np.int32), np.ones((1, K, setting.frames, 4), np.float32), logits
+    )
+    seconds: dict[str, list[float]] = {"preprocess": [], "postprocess": []}
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        engine_input(decode_frames(jpegs), rule)
+        seconds["preprocess"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        instances(output, sizes_B2, setting.size)
+        seconds["postprocess"].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(found[1:]) for name, found in seconds.items()}
 
 
 def _summary(seconds: list[float], frames: int) -> dict[str, float]:
@@ -240,7 +294,7 @@ def print_fps(report: dict[str, Any]) -> None:
     height, width = report["size"]
     print(
         f"\n{report['preset'] or report['checkpoint']}, clips of {report['frames']} frames of {height}x{width}, "
-        f"{report['threads']} threads, {report['repeats']} rounds in turn; times in ms a clip"
+        f"{report['batch']} at once, {report['threads']} threads, {report['repeats']} rounds in turn; times in ms"
     )
     print(
         f"{'runner':16} {'switches':9} {'precision':9} {'median':>9} {'p5':>9} {'p95':>9} {'frames/s':>9} {'times':>6}"
@@ -255,6 +309,11 @@ def print_fps(report: dict[str, Any]) -> None:
             f"{row['runner']:16} {row['variant']:9} {row['precision']:9} {row['ms_median']:9.1f} {row['ms_p5']:9.1f} "
             f"{row['ms_p95']:9.1f} {row['frames_per_second']:9.2f} {times:>6} {memory:>8}  {kernels}"
         )
+    around = report["around"]
+    print(
+        f"beside the engine, for each clip: from JPEGs to its input {around['preprocess']:.1f} ms, "
+        f"from its output to run lengths {around['postprocess']:.1f} ms"
+    )
     for entry in report["not_measured"]:
         what = "REFUSED" if entry["refused"] else "not measured here"
         print(f"{entry['runner']:16} {entry['variant']:9} {entry['precision']:9} {what}: {entry['reason']}")

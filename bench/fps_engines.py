@@ -17,13 +17,32 @@ from mssts.errors import MsstsError
 from mssts.model.config import Preset, Switches
 from mssts.runners.base import EngineOutput, Runner
 
-# The precisions that a runner of a processor has, and whether it takes an export or the checkpoint itself.
-RUNNERS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "released": (("fp32",), False),
-    "pytorch": (("fp32", "bf16"), False),
-    "onnxruntime-cpu": (("fp32",), True),
-    "openvino": (("fp32", "bf16"), True),
+
+@dataclass(frozen=True)
+class Kind:
+    """A runner: the precisions it has, the package it needs, and what it takes (checkpoint, export or plan)."""
+
+    precisions: tuple[str, ...]
+    module: str
+    takes: str
+    device: str = "cpu"
+
+
+_ALL = ("fp32", "tf32", "fp16", "bf16")
+# The released code on a GPU is not among them: its attention is a CUDA extension there, and `grid_sample` no fair copy.
+RUNNERS = {
+    "released": Kind(("fp32",), "torch", "checkpoint"),
+    "pytorch": Kind(("fp32", "bf16"), "torch", "checkpoint"),
+    "pytorch-compiled": Kind(("fp32", "bf16"), "torch", "checkpoint"),
+    "onnxruntime-cpu": Kind(("fp32",), "onnxruntime", "export"),
+    "openvino": Kind(("fp32", "bf16"), "openvino", "export"),
+    "pytorch-cuda": Kind(_ALL, "torch", "checkpoint", "cuda"),
+    "pytorch-compiled-cuda": Kind(_ALL, "torch", "checkpoint", "cuda"),
+    "onnxruntime-cuda": Kind(("fp32", "fp16"), "onnxruntime", "export", "cuda"),
+    "tensorrt": Kind(("fp32", "fp16", "bf16"), "tensorrt", "plan", "cuda"),
+    "tensorrt-rtx": Kind(("fp32", "fp16", "bf16"), "tensorrt_rtx", "plan", "cuda"),
 }
+PRECISIONS = _ALL
 
 
 @dataclass(frozen=True)
@@ -39,13 +58,13 @@ class Candidate:
         return f"{self.runner} {self.precision} ({self.variant})"
 
 
-def clip(size: tuple[int, int], frames: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Frames [1, T, H, W, 3] of moving shapes, and their size."""
+def clip(size: tuple[int, int], frames: int, seed: int = 0, batch: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Frames [B, T, H, W, 3] of moving shapes, and their sizes; all clips are the same one."""
     from mssts.data.moving_shapes import MovingShapesConfig, render_video
 
     height, width = size
     video = render_video(MovingShapesConfig(width=width, height=height, length=frames), seed, 0)
-    return np.ascontiguousarray(video.frames_THWC[None]), np.array([[height, width]], np.int32)
+    return np.stack([video.frames_THWC] * batch), np.array([[height, width]] * batch, np.int32)
 
 
 def load(candidate: Candidate, threads: int) -> Runner:
@@ -59,6 +78,14 @@ def load(candidate: Candidate, threads: int) -> Runner:
         from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(path / "model.onnx", threads)
+    if candidate.runner == "onnxruntime-cuda":
+        from mssts.runners.onnx_runtime import CUDA, OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(path / "model.onnx", threads, CUDA)
+    if RUNNERS[candidate.runner].takes == "plan":
+        from mssts.runners.tensorrt_runner import TensorRtRunner
+
+        return TensorRtRunner(path / "model.plan")
     if candidate.runner == "openvino":
         from mssts.runners.openvino_runner import OpenVinoRunner
 
@@ -78,18 +105,23 @@ def _torch_engine(candidate: Candidate, threads: int) -> Runner:
     model, kept = checkpoint.build().eval(), checkpoint.preset.top_k
     if candidate.runner == "released":
         return TorchForward(ReleasedEngine(model, kept), candidate, threads)
-    engine = deployed(Engine(model, kept), candidate.precision)
+    engine = deployed(Engine(model, kept), "fp32" if candidate.precision == "tf32" else candidate.precision)
     for module in engine.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TorchForward(engine, candidate, threads)
+    return TorchForward(engine, candidate, threads, compiled="compiled" in candidate.runner)
 
 
 class TorchForward:
-    """A PyTorch engine on the processor, as `mssts.runners.base.Runner`."""
+    """A PyTorch engine, as `mssts.runners.base.Runner`."""
 
-    def __init__(self, engine: Any, candidate: Candidate, threads: int) -> None:
-        self._engine = engine.eval()
+    def __init__(self, engine: Any, candidate: Candidate, threads: int, compiled: bool = False) -> None:
+        import torch
+
+        self._device = RUNNERS[candidate.runner].device
+        self._engine = engine.eval().to(self._device)
+        if compiled:
+            self._engine = torch.compile(self._engine, dynamic=False)
         self._candidate, self._threads = candidate, threads
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
@@ -97,9 +129,13 @@ class TorchForward:
         import torch
 
         torch.set_num_threads(self._threads)
+        # Of the process, and PyTorch's own choice for convolutions is TF32.
+        tf32 = self._candidate.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         with torch.inference_mode():
-            outputs = self._engine(torch.from_numpy(frames_BTHWC), torch.from_numpy(sizes_B2))
-        return EngineOutput(*(output.numpy() for output in outputs))
+            inputs = (torch.from_numpy(array).to(self._device) for array in (frames_BTHWC, sizes_B2))
+            outputs = self._engine(*inputs)
+        return EngineOutput(*(output.cpu().numpy() for output in outputs))
 
     def describe(self) -> dict[str, Any]:
         """What runs; the released code's computation knows no kernels of ours."""
@@ -109,15 +145,16 @@ class TorchForward:
         from mssts.ops import why_no_kernel
 
         released = self._candidate.runner == "released"
-        reason = "the released code has none" if released else why_no_kernel("cpu")
+        reason = "the released code has none" if released else why_no_kernel(self._device)
+        isa = "" if reason or self._device != "cpu" else library("cpu").handle.mssts_cpu_isa().decode()
         return {
             "name": self._candidate.runner,
             "version": torch.__version__,
-            "device": "cpu",
+            "device": self._device,
             "precision": self._candidate.precision,
             "threads": self._threads,
             "kernels": [] if reason else ["MSDeformAttn", "SplitTemporalAttn"],
-            "kernels_isa": "" if reason else library("cpu").handle.mssts_cpu_isa().decode(),
+            "kernels_isa": isa,
             "kernels_reason": reason,
         }
 
@@ -153,12 +190,27 @@ def export(checkpoint: Path, precision: str, folder: Path) -> Path:
         MsstsError: the export failed; the message holds its reason.
     """
     out = folder / f"{checkpoint.stem}-{precision}"
-    words = ["export", str(checkpoint), "--precision", precision, "--out", str(out), "--reuse"]
+    _mssts("export", str(checkpoint), "--precision", precision, "--out", str(out), "--reuse")
+    return out
+
+
+def build(exported: Path, target: str, shape: str) -> Path:
+    """The folder of the plan of an export, for one input shape: built by `mssts build-engine`, or kept where it was.
+
+    Raises:
+        MsstsError: the build failed; the message holds its reason.
+    """
+    out = exported.with_name(f"{exported.name}-{target}-{shape}")
+    shapes = [word for option in ("--min", "--opt", "--max") for word in (option, shape)]
+    _mssts("build-engine", str(exported), "--target", target, *shapes, "--out", str(out))
+    return out
+
+
+def _mssts(*words: str) -> None:
     done = subprocess.run([sys.executable, "-m", "mssts.cli", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         raise MsstsError(f"`mssts {' '.join(words)}` failed: {lines[-1]}")
-    return out
 
 
 def difference(reference: EngineOutput, found: EngineOutput) -> dict[str, float]:
@@ -190,11 +242,15 @@ def difference(reference: EngineOutput, found: EngineOutput) -> dict[str, float]
     }
 
 
+_PACKAGES = {"tensorrt": "mssts[gpu]", "tensorrt_rtx": "tensorrt-rtx-cu13"}  # where it is not the module's name
 # An engine that computes something else is off by the size of the values themselves. fp32 engines differ by what some
-# hundred layers make of 2⁻²⁴, bf16 by what they make of 2⁻⁹.
+# hundred layers make of 2⁻²⁴, fp16 and TF32 by what they make of 2⁻¹², bf16 by what they make of 2⁻⁹.
+_BF16 = {"scores": 5e-2, "boxes": 5e-2, "masks": 2e-1}
 _BOUNDS = {
     "fp32": {"scores": 1e-3, "boxes": 1e-3, "masks": 1e-3},
-    "bf16": {"scores": 5e-2, "boxes": 5e-2, "masks": 2e-1},
+    "tf32": {name: bound / 8 for name, bound in _BF16.items()},
+    "fp16": {name: bound / 8 for name, bound in _BF16.items()},
+    "bf16": _BF16,
 }
 
 
@@ -211,9 +267,16 @@ def why_refused(difference: dict[str, float], precision: str) -> str:
 
 
 def why_not_installed(runner: str) -> str:
-    """Why the package of a runner is not there; empty if it is."""
-    module = {"onnxruntime-cpu": "onnxruntime", "openvino": "openvino"}.get(runner, "torch")
-    return "" if importlib.util.find_spec(module) else f"{module} is not installed; `pip install {module}`"
+    """Why a runner cannot run here, its package or its device being absent; empty if it may."""
+    kind = RUNNERS[runner]
+    if not importlib.util.find_spec(kind.module):
+        return f"{kind.module} is not installed; `pip install {_PACKAGES.get(kind.module, kind.module)}`"
+    if kind.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "PyTorch finds no NVIDIA GPU here"
+    return ""
 
 
 def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -10,12 +10,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bench.fps import Setting
     from bench.fps_engines import Candidate
 
 
-def peak_memory_mb(candidate: Candidate, size: tuple[int, int], frames: int, threads: int) -> float | None:
-    """MB (10⁶ bytes) that the process has had resident at most, libraries and loading included; None if it failed."""
-    request = json.dumps({"candidate": asdict(candidate), "size": size, "frames": frames, "threads": threads})
+def peak_memory_mb(candidate: Candidate, setting: Setting) -> float | None:
+    """MB (10⁶ bytes) that the process has had resident at most, libraries and loading included; None if it failed.
+
+    Memory of a GPU is not counted.
+    """
+    request = json.dumps({"candidate": asdict(candidate), "setting": asdict(setting)})
     program = [sys.executable, "-m", "bench.fps_memory", request]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     return float(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else None
@@ -25,8 +29,9 @@ def _main(request: str) -> None:
     from bench.fps_engines import Candidate, clip, load
 
     wanted = json.loads(request)
-    runner = load(Candidate(**wanted["candidate"]), wanted["threads"])
-    frames, sizes = clip(tuple(wanted["size"]), wanted["frames"])
+    setting = wanted["setting"]
+    runner = load(Candidate(**wanted["candidate"]), setting["threads"])
+    frames, sizes = clip(tuple(setting["size"]), setting["frames"], batch=setting["batch"])
     for _ in range(2):
         runner.infer(frames, sizes)
     # Linux counts in KiB, macOS in bytes.

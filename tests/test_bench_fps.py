@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import fps_engines
-from bench.fps import _summary, measure
+from bench.fps import Setting, _summary, measure
 from bench.fps_engines import Candidate, clip, difference, saved_random_checkpoint, why_refused
 from bench.released import ReleasedEngine
 from mssts.cli import main
@@ -77,6 +77,7 @@ def test_figures_are_printed_and_written_and_absent_engines_named(tmp_path, caps
         assert row["threads"] == 1
         assert row["variant"] == "trained"
     assert {"machine", "versions", "commit"} <= set(report)
+    assert all(0 < ms < 1e4 for ms in report["around"].values())
     assert [(entry["runner"], entry["precision"]) for entry in report["not_measured"]] == [("released", "bf16")]
     printed = capsys.readouterr().out
     assert "not measured here: it has no bf16" in printed
@@ -89,6 +90,28 @@ def test_a_package_that_is_not_installed_is_said_before_anything_is_exported(mon
     printed = capsys.readouterr().out
     assert "not measured here: openvino is not installed; `pip install openvino`" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_engines_of_a_gpu_are_named_as_not_measured(monkeypatch, tmp_path, capsys, checkpoint):
+    monkeypatch.setattr(fps_engines.importlib.util, "find_spec", lambda name: None if name == "tensorrt" else name)
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch-cuda,onnxruntime-cuda,tensorrt"]
+    arguments += ["--precision", "fp16", "--cache", str(tmp_path), "--size", "64x96", "--frames", "1", "--repeats", "1"]
+    assert main(["bench", "fps", *arguments]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("not measured here: PyTorch finds no NVIDIA GPU here") == 2
+    assert "not measured here: tensorrt is not installed; `pip install mssts[gpu]`" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_is_measured_as_so_many_frames(tmp_path, checkpoint):
+    out = tmp_path / "fps.json"
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch", "--batch", "2", "--no-memory"]
+    assert (
+        main(["bench", "fps", *arguments, "--size", "64x64", "--frames", "1", "--repeats", "2", "--out", str(out)]) == 0
+    )
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["frames_per_second"] == pytest.approx(2e3 / row["ms_median"])
 
 
 def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoint):
@@ -113,7 +136,7 @@ def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoi
 
     monkeypatch.setattr(fps_engines, "load", load)
     candidates = [Candidate(name, "trained", "fp32", str(checkpoint)) for name in ("released", "pytorch")]
-    report = measure(candidates, SIZE, FRAMES, 1, 1, memory=False)
+    report = measure(candidates, Setting(SIZE, FRAMES, 1, 1), 1, memory=False)
     assert [row["runner"] for row in report["rows"]] == ["pytorch"]
     (refused,) = report["not_measured"]
     assert refused["refused"]
@@ -156,7 +179,8 @@ def test_percentiles_lie_between_the_values():
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("--size", "big"), ("--frames", "0"), ("--repeats", "0"), ("--threads", "0"), ("--runners", "abacus"),
-     ("--precision", "fp3"), ("--switches", "none"), ("--checkpoint", "absent.safetensors"), ("--preset", "huge")],
+     ("--precision", "fp3"), ("--switches", "none"), ("--checkpoint", "absent.safetensors"), ("--preset", "huge"),
+     ("--batch", "0")],
 )  # fmt: skip
 def test_bad_arguments_are_one_line(capsys, flag, value):
     assert main(["bench", "fps", flag, value]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -165,6 +166,36 @@ def test_memory_that_does_not_suffice_is_one_line(checkpoint: Path, monkeypatch:
     monkeypatch.setattr(Engine, "forward", fail)
     with pytest.raises(MsstsError, match=r"failed on frames \[1, 40, 8, 8, 3\]: .* allocate 7 bytes\.$"):
         runner.infer(np.zeros((1, 40, 8, 8, 3), np.uint8), np.array([[8, 8]], np.int32))
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.long])])
+def test_a_compiled_model_answers_as_it_does_uncompiled(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    plain, compiled = (load_runner(checkpoint, 1, runner) for runner in ("pytorch", "pytorch-compiled"))
+    assert compiled.describe()["name"] == "pytorch-compiled"
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (1, 2, 64, 96, 3), dtype=np.uint8)
+    sizes = np.array([[64, 90]], np.int32)
+    expected, found = plain.infer(frames, sizes), compiled.infer(frames, sizes)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    for name in ("scores", "boxes", "mask_logits"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        # Norms folded and sums in another order, through some hundred layers in fp32.
+        assert np.abs(ours - theirs).max() <= 2000 * np.finfo(np.float32).eps * np.abs(theirs).max()
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+def test_a_runner_of_another_kind_of_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    engine = write_toy_engine(tmp_path)
+    with pytest.raises(MsstsError, match=r"a checkpoint, which openvino does not run; expected one of: auto, pytorch"):
+        load_runner(checkpoint, 1, "openvino")
+    with pytest.raises(MsstsError, match=r"an ONNX file, which pytorch does not run; expected one of: auto, onnxrunt"):
+        load_runner(engine, 1, "pytorch")
+    with pytest.raises(MsstsError, match="unknown runner 'abacus'"):
+        load_runner(engine, 1, "abacus")
 
 
 def test_an_exported_engine_does_not_load_torch(tmp_path: Path) -> None:

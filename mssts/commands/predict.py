@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=Path, metavar="PATH", help="an exported model's file or folder, or a checkpoint"
     )
     parser.add_argument(
-        "--runner", default="auto", help="of an exported model: auto, onnxruntime, openvino (default %(default)s)"
+        "--runner",
+        default="auto",
+        help="of an ONNX file: auto, onnxruntime, onnxruntime-cuda, openvino; of a checkpoint: pytorch, "
+        "pytorch-compiled (default %(default)s)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/predict"), metavar="DIR", help="default %(default)s")
     parser.add_argument(

@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help="a free one by default")
     parser.add_argument("--host", default=_LOOPBACK, metavar="ADDRESS", help="where to listen (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="cores for the engine (default: all)")
-    parser.add_argument("--runner", default="auto", help="auto, onnxruntime or openvino (default: %(default)s)")
+    parser.add_argument(
+        "--runner", default="auto",
+        help="of an ONNX file: auto, onnxruntime, onnxruntime-cuda, openvino (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="to be ready in (default: %(default)g)"
     )

@@ -18,7 +18,10 @@ from mssts.errors import MsstsError, first_line
 from mssts.provenance import cpu_count
 from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput
+from mssts.runners.device_buffers import DeviceBuffers
 
+CPU = ("CPUExecutionProvider",)
+CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _ERRORS_ONLY = 3  # ONNX Runtime's log levels; its warnings are about the graph, not for the user
 
 
@@ -37,13 +40,15 @@ class OnnxRuntimeRunner:
     Args:
         model_path: the file. If a manifest lies beside it and names it, its hash is checked.
         threads: cores one inference uses; all this process may use if None.
-        providers: ONNX Runtime's execution providers, best first; the CPU alone if None.
+        providers: ONNX Runtime's execution providers, best first; the CPU alone if None. Where the first is CUDA, the
+            inputs have buffers on the GPU that are kept for each shape.
         kernels: whether our ops run on our kernels (True), or as the function bodies that are in the file (False). If
             None, on the kernels where those can be used, and `describe` tells why where they cannot.
 
     Raises:
         MsstsError: the file is absent or broken, was changed after its export, or is not an engine of this project; a
-            provider is not in this build of ONNX Runtime; `kernels` is True and they cannot be used.
+            provider is not in this build of ONNX Runtime, or cannot be used here; `kernels` is True and they cannot be
+            used.
     """
 
     def __init__(
@@ -57,12 +62,19 @@ class OnnxRuntimeRunner:
         self._threads = threads or cpu_count()
         manifest = check_unchanged(self._path)
         self._precision = manifest.precision if manifest else "unknown"
-        wanted = list(providers or ["CPUExecutionProvider"])
+        wanted = list(providers or CPU)
         missing = set(wanted) - set(onnxruntime.get_available_providers())
         if missing:
             available = ", ".join(onnxruntime.get_available_providers())
             raise MsstsError(f"this ONNX Runtime has no {', '.join(sorted(missing))}; it has {available}")
         self._session, self._kernels = self._load(wanted, kernels)
+        if self._session.get_providers()[0] != wanted[0]:
+            raise MsstsError(
+                f"{self._path}: ONNX Runtime cannot use {wanted[0]} here: there is no GPU, or not the CUDA and cuDNN "
+                "that it was built for; --runner onnxruntime takes the CPU"
+            )
+        self._device = "cuda" if wanted[0] == CUDA[0] else "cpu"
+        self._buffers = None if self._device == "cpu" else DeviceBuffers(self._session, self._device)
         check_contract(self._path, "input", map(_signature, self._session.get_inputs()), contract.ENGINE_INPUTS)
         check_contract(self._path, "output", map(_signature, self._session.get_outputs()), contract.ENGINE_OUTPUTS)
 
@@ -79,7 +91,7 @@ class OnnxRuntimeRunner:
             if kernels:
                 raise MsstsError(f"{self._path}: cannot be loaded with our kernels: {reason}")
         try:
-            session = onnxruntime.InferenceSession(str(self._path), self._options(), providers=providers)
+            session = onnxruntime.InferenceSession(str(self._path), self._options(), providers=_configured(providers))
         except Exception as error:  # as above
             raise MsstsError(
                 f"{self._path}: ONNX Runtime cannot load it; export the model again ({first_line(error)})"
@@ -91,7 +103,7 @@ class OnnxRuntimeRunner:
         options = self._options()
         options.register_custom_ops_library(str(library))
         handle.mssts_onnxruntime_created()  # forgets what this thread created before
-        session = onnxruntime.InferenceSession(str(self._path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(self._path), options, providers=_configured(providers))
         created = [line.split() for line in handle.mssts_onnxruntime_created().decode().splitlines()]
         names = tuple(sorted({name for name, _, _ in created}))
         isa = handle.mssts_cpu_isa().decode() if any(device == "cpu" for _, device, _ in created) else ""
@@ -113,7 +125,10 @@ class OnnxRuntimeRunner:
         """
         feeds = {contract.FRAMES.name: np.ascontiguousarray(frames_BTHWC), contract.SIZES.name: sizes_B2}
         try:
-            outputs = self._session.run([spec.name for spec in contract.ENGINE_OUTPUTS], feeds)
+            if self._buffers is None:
+                outputs = self._session.run([spec.name for spec in contract.ENGINE_OUTPUTS], feeds)
+            else:
+                outputs = self._buffers.run(feeds)
         except Exception as error:  # as above
             shape = list(frames_BTHWC.shape)
             raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {first_line(error)}") from None
@@ -125,7 +140,7 @@ class OnnxRuntimeRunner:
         return {
             "name": "onnxruntime",
             "version": onnxruntime.__version__,
-            "device": self._session.get_providers()[0].removesuffix("ExecutionProvider").lower(),
+            "device": self._device,
             "precision": self._precision,
             "threads": self._threads,
             "kernels": list(self._kernels.names),
@@ -135,7 +150,13 @@ class OnnxRuntimeRunner:
 
     def close(self) -> None:
         """Frees the session; the runner cannot be used afterwards."""
-        del self._session
+        del self._session, self._buffers
+
+
+def _configured(providers: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """The providers with their options. fp32 is fp32: ONNX Runtime would multiply matrices in TF32."""
+    options = {CUDA[0]: {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}}
+    return [(name, options.get(name, {})) for name in providers]
 
 
 @functools.cache

@@ -1,0 +1,82 @@
+"""ONNX Runtime's runner, beside our kernels: what crosses to a device, and what is said where a provider is absent."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from toy_engine import write_toy_engine
+
+from mssts import contract
+from mssts.errors import MsstsError
+from mssts.runners import load_runner
+from mssts.runners.device_buffers import DeviceBuffers
+from mssts.runners.onnx_runtime import CUDA, OnnxRuntimeRunner
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    return write_toy_engine(tmp_path_factory.mktemp("engine"))
+
+
+def feeds(seed: int) -> dict[str, np.ndarray]:
+    """One of six shapes, more than are kept."""
+    height, width = 32 + 8 * (seed % 3), 40 + 8 * (seed % 2)
+    frames = np.random.default_rng(seed).integers(0, 256, (1, 2, height, width, 3), dtype=np.uint8)
+    return {contract.FRAMES.name: frames, contract.SIZES.name: np.array([[height, width - 5]], np.int32)}
+
+
+def test_buffers_of_many_shapes_and_threads_are_not_mixed_up(file):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    buffers = DeviceBuffers(session, "cpu")
+    names = [spec.name for spec in contract.ENGINE_OUTPUTS]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda seed: buffers.run(feeds(seed)), range(40)))
+    for seed, found in enumerate(answers):
+        for ours, theirs in zip(found, session.run(names, feeds(seed)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_answers_outlive_the_next_inference(file):
+    buffers = DeviceBuffers(onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]), "cpu")
+    first = buffers.run(feeds(0))
+    kept = [array.copy() for array in first]
+    buffers.run({**feeds(0), contract.FRAMES.name: 255 - feeds(0)[contract.FRAMES.name]})
+    for now, then in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.skipif(CUDA[0] in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA")
+def test_without_cuda_it_says_so_and_auto_takes_the_processor(file):
+    with pytest.raises(MsstsError, match=r"this ONNX Runtime has no CUDAExecutionProvider; it has .*CPU"):
+        load_runner(file, 1, "onnxruntime-cuda")
+    assert load_runner(file, 1).describe()["device"] == "cpu"
+
+
+def test_a_provider_that_falls_back_is_refused(file, monkeypatch):
+    """ONNX Runtime with CUDA on a machine without a GPU makes a session of its CPU provider, and goes on."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(CUDA))
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: real(path, options, providers=["CPUExecutionProvider"]),
+    )
+    with pytest.raises(
+        MsstsError, match=r"cannot use CUDAExecutionProvider here: .*--runner onnxruntime takes the CPU"
+    ):
+        OnnxRuntimeRunner(file, 1, CUDA)
+    assert load_runner(file, 1, "auto").describe()["device"] == "cpu"
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_as_the_processor(file):
+    cpu, gpu = OnnxRuntimeRunner(file, 1), OnnxRuntimeRunner(file, 1, CUDA)
+    assert gpu.describe()["device"] == "cuda"
+    for seed in range(8):
+        inputs = tuple(feeds(seed).values())
+        for ours, theirs in zip(vars(gpu.infer(*inputs)).values(), vars(cpu.infer(*inputs)).values(), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
