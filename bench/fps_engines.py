@@ -112,7 +112,7 @@ def _torch_engine(candidate: Candidate, threads: int) -> Runner:
     return TorchForward(engine, candidate, threads, compiled="compiled" in candidate.runner)
 
 
-class TorchForward:
+class TorchForward(Runner):
     """A PyTorch engine, as `mssts.runners.base.Runner`."""
 
     def __init__(self, engine: Any, candidate: Candidate, threads: int, compiled: bool = False) -> None:

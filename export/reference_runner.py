@@ -10,10 +10,10 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from mssts import contract
-from mssts.runners.base import EngineOutput
+from mssts.runners.base import EngineOutput, Runner
 
 
-class ReferenceRunner:
+class ReferenceRunner(Runner):
     """A `model.onnx` as `mssts.runners.base.Runner`, for checks alone."""
 
     def __init__(self, model_path: Path | str) -> None:

@@ -63,6 +63,13 @@ def test_what_does_not_fit_is_refused_in_one_line(fixed, size):
     assert runner.describe()["shape"] == "2x4x64x128"
 
 
+def test_warming_runs_the_shape(fixed):
+    runner = load_runner(fixed, 1)
+    assert runner.warm(FixedShape(1, 2, 32, 32)) > 0
+    with pytest.raises(MsstsError, match="got 9 frames"):
+        runner.warm(FixedShape(1, 9, 32, 32))
+
+
 @pytest.mark.parametrize("size", [(90, 160), (160, 90), (30, 30), (64, 128), (20, 300)], ids=str)
 def test_clips_of_every_size_are_segmented(free, fixed, size):
     """Upright ones too, of which the engine's own size would have a part only."""

@@ -28,7 +28,7 @@ from mssts.client import StageTime, TritonSegmenter
 from mssts.errors import MsstsError
 from mssts.files import sha256
 from mssts.instances import Instances
-from mssts.manifest import Manifest
+from mssts.manifest import FixedShape, Manifest
 from mssts.pipeline import LocalSegmenter
 from mssts.serving import installation
 from mssts.serving.backend import answer
@@ -413,6 +413,30 @@ def test_clients_cannot_reach_beyond_their_requests(server: TritonServer) -> Non
 
 
 # --- starting and ending -------------------------------------------------------------------------------------------
+
+
+def test_an_engine_of_one_shape_is_warm_and_served(tmp_path: Path) -> None:
+    shape = FixedShape(1, 4, 64, 128)
+    engine = write_toy_engine(tmp_path, shape).parent
+    frames_THWC = np.zeros((3, 72, 128, 3), np.uint8)
+    frames_THWC[:, :36, :64] = COLOURS[GREEN]
+    with (
+        model_repository(engine, threads=1, warm=shape) as repository,
+        TritonServer(repository) as running,
+        TritonSegmenter(running.grpc_url) as segmenter,
+    ):
+        assert '"warm" value { string_value: "1x4x64x128" }' in (repository / "engine" / "config.pbtxt").read_text()
+        served = segmenter.segment(frames_THWC, 0.5)
+    expected = LocalSegmenter(engine, threads=1).segment(frames_THWC, 0.5)
+    assert served.labels.tolist() == expected.labels.tolist() == [GREEN]
+    np.testing.assert_array_equal(served.boxes, expected.boxes)
+    assert served.rles == expected.rles
+    with (
+        model_repository(engine, threads=1, warm=FixedShape(1, 5, 64, 128)) as repository,
+        pytest.raises(MsstsError, match=r"takes clips of 1 to 4 frames .* got 5 frames"),
+        TritonServer(repository),
+    ):
+        pass
 
 
 @pytest.fixture

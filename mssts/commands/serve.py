@@ -24,17 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of an ONNX file: auto, onnxruntime, onnxruntime-cuda, openvino (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--warm", metavar="BxTxHxW", help="run this input shape once before the server is ready, as 1x5x360x640"
+    )
+    parser.add_argument(
         "--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="to be ready in (default: %(default)g)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from mssts.errors import MsstsError
+    from mssts.manifest import FixedShape
     from mssts.serving.repository import model_repository
     from mssts.serving.server import TritonServer
 
     if arguments.threads is not None and arguments.threads < 1:
         raise MsstsError(f"--threads must be at least 1, not {arguments.threads}")
+    warm = FixedShape.parse("--warm", arguments.warm)
     # Not every parent leaves SIGINT to us: a shell ignores it for its background jobs.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -42,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"warning: anyone who reaches {arguments.host} can use this server", file=sys.stderr)
     try:
         with (
-            model_repository(arguments.model, arguments.threads, arguments.runner) as repository,
+            model_repository(arguments.model, arguments.threads, arguments.runner, warm) as repository,
             TritonServer(
                 repository,
                 arguments.grpc_port,

@@ -12,7 +12,7 @@ from mssts.manifest import FixedShape
 from mssts.runners.base import EngineOutput, Runner
 
 
-class FixedShapeRunner:
+class FixedShapeRunner(Runner):
     """Another runner, as `mssts.runners.base.Runner` for every input that fits into its engine's shape.
 
     Frames are padded below and right, which an engine leaves out of account; a clip that is too short is filled up with

@@ -17,7 +17,7 @@ from mssts import kernels as built
 from mssts.errors import MsstsError, first_line
 from mssts.provenance import cpu_count
 from mssts.runners.artefact import check_contract, check_unchanged
-from mssts.runners.base import EngineOutput
+from mssts.runners.base import EngineOutput, Runner
 from mssts.runners.device_buffers import DeviceBuffers
 
 CPU = ("CPUExecutionProvider",)
@@ -34,7 +34,7 @@ class _Kernels:
     reason: str = ""
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(Runner):
     """A loaded `model.onnx`, as `mssts.runners.base.Runner`. Threads may share it.
 
     Args:

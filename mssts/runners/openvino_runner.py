@@ -16,7 +16,7 @@ from mssts import kernels as built
 from mssts.errors import MsstsError
 from mssts.provenance import cpu_count
 from mssts.runners.artefact import check_contract, check_unchanged
-from mssts.runners.base import EngineOutput
+from mssts.runners.base import EngineOutput, Runner
 
 try:
     import openvino
@@ -31,7 +31,7 @@ _OPS = frozenset({"MSDeformAttn", "SplitTemporalAttn"})
 _KEPT_SHAPES = 2
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(Runner):
     """A loaded `model.onnx`, as `mssts.runners.base.Runner`. Threads may share it; they take turns.
 
     The graph is compiled for each new input shape, of which the last two are kept: the first clip of a size takes some

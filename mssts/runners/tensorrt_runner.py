@@ -18,7 +18,7 @@ from mssts import contract
 from mssts.errors import MsstsError
 from mssts.files import sha256
 from mssts.manifest import FILE_NAME, Manifest
-from mssts.runners.base import EngineOutput
+from mssts.runners.base import EngineOutput, Runner
 from mssts.runners.tensorrt_library import first_gpu, load_plugins, message_log, tensorrt_module
 
 # Shapes whose buffers and CUDA graph are kept; each holds the activations of a clip.
@@ -35,7 +35,7 @@ class _Bound:
     graph: Any = None
 
 
-class TensorRtRunner:
+class TensorRtRunner(Runner):
     """A loaded plan, as `mssts.runners.base.Runner`. Threads may share it; they take turns.
 
     Args:

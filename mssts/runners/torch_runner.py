@@ -17,10 +17,10 @@ from mssts.model.deployment import deployed
 from mssts.model.engine import Engine
 from mssts.ops import why_no_kernel
 from mssts.provenance import cpu_count
-from mssts.runners.base import EngineOutput
+from mssts.runners.base import EngineOutput, Runner
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """A checkpoint as `mssts.runners.base.Runner`, in fp32: what its export computes.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 import mssts
 from mssts import contract
 from mssts.errors import MsstsError
-from mssts.manifest import FILE_NAME, Manifest
+from mssts.manifest import FILE_NAME, FixedShape, Manifest
 from mssts.runners import RUNNERS, is_checkpoint, model_path
 from mssts.serving.installation import make_temporary_folder
 from mssts.serving.model_config import STAGES, config_pbtxt
@@ -37,7 +37,11 @@ def _find_engine(model: Path) -> tuple[Path, Manifest]:
 
 
 def write_model_repository(
-    destination: Path, model: Path | str, threads: int | None = None, runner: str = "auto"
+    destination: Path,
+    model: Path | str,
+    threads: int | None = None,
+    runner: str = "auto",
+    warm: FixedShape | None = None,
 ) -> None:
     """Fills the empty or absent folder `destination`: `triton_repo/`, the engine (as a link) and its manifest.
 
@@ -49,6 +53,7 @@ def write_model_repository(
         model: an engine's file with a manifest beside it, or the folder of both.
         threads: cores the engine uses; all the server may use if None.
         runner: who runs the engine, one of `mssts.runners.RUNNERS`.
+        warm: an input shape that the engine runs once before the server is ready.
 
     Raises:
         MsstsError: the engine or its manifest is missing or broken; there is no such runner.
@@ -62,6 +67,8 @@ def write_model_repository(
     engine_parameters = {**parameters, "runner": runner}
     if threads is not None:
         engine_parameters["threads"] = str(threads)
+    if warm is not None:
+        engine_parameters["warm"] = str(warm)
     for name in STAGES:
         (destination / name / "1").mkdir(parents=True)
         shutil.copyfile(_SOURCE / name / "1" / "model.py", destination / name / "1" / "model.py")
@@ -78,11 +85,13 @@ def write_model_repository(
 
 
 @contextmanager
-def model_repository(model: Path | str, threads: int | None = None, runner: str = "auto") -> Iterator[Path]:
+def model_repository(
+    model: Path | str, threads: int | None = None, runner: str = "auto", warm: FixedShape | None = None
+) -> Iterator[Path]:
     """A model repository in a temporary folder, for as long as the block runs; see `write_model_repository`."""
     folder = make_temporary_folder("mssts-models-")
     try:
-        write_model_repository(folder, model, threads, runner)
+        write_model_repository(folder, model, threads, runner, warm)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mssts import contract
+from mssts.manifest import FixedShape
 from mssts.runners import load_runner
 from mssts.serving.backend import answer, check_numpy, manifest_of, model_parameters
 
@@ -15,6 +16,9 @@ class TritonPythonModel:
         # `mssts serve` places a link here; errors shall name the user's file.
         threads = int(parameters["threads"]) if "threads" in parameters else None
         self.runner = load_runner(path.resolve(), threads, parameters.get("runner", "auto"))
+        warm = FixedShape.parse("the parameter `warm`", parameters.get("warm"))
+        if warm is not None:
+            self.runner.warm(warm)
 
     def execute(self, requests):
         return answer(requests, self.infer)
