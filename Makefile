@@ -11,6 +11,12 @@ TORCH ?= torch==2.13.0
 PLUGINS_ARGS ?=
 CXX_FOUND := $(shell command -v $(CXX) 2>/dev/null)
 
+OPENVINO_DOOR := mssts/lib/libmssts_openvino.so
+# $(call configure,-D…): what to build; $(BUILD) builds it.
+configure = PATH="$(abspath $(BIN)):$$PATH" cmake -S plugins -B build/plugins -G Ninja --log-level=WARNING \
+  -DMSSTS_PYTHON="$(abspath $(BIN))/python" $(1)
+BUILD := PATH="$(abspath $(BIN)):$$PATH" cmake --build build/plugins
+
 .PHONY: help setup demo plugins test test-long test-gpu bench-gpu lint format clean
 
 help: ## this list
@@ -24,13 +30,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt "$(TORCH)" --editable ".[dev]"
 	touch $@
 
-demo: setup ## the main job: shapes → ONNX → Triton → client → masks and AP (VIDEO=clip.mp4 for your own video)
+# The demo's engine runs on our kernels where they can be built; the definitions of the ops in the file do as well.
+demo: setup $(if $(CXX_FOUND),$(OPENVINO_DOOR)) ## the main job: shapes → ONNX → Triton → client → masks and AP (VIDEO=clip.mp4 for your own video)
 	$(BIN)/mssts demo $(if $(VIDEO),--video "$(VIDEO)")
+
+$(OPENVINO_DOOR): | setup
+	@echo "building the kernels for the processor (make plugins builds all)"
+	@{ $(call configure,-DMSSTS_PARTS="cpu;openvino") && $(BUILD) >/dev/null; } \
+	  || echo "they cannot be built here, so the ops run by their definitions, which is slower"
 
 plugins: setup ## the kernels: CPU, CUDA, ONNX Runtime, TensorRT; what cannot be built here is named with the reason
 	@test -n "$(CXX_FOUND)" || { echo "error: no C++ compiler ($(CXX)) found; install g++ or clang++, or set CXX"; exit 2; }
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S plugins -B build/plugins -G Ninja -DMSSTS_PYTHON="$(abspath $(BIN))/python" --log-level=WARNING $(PLUGINS_ARGS)
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/plugins
+	$(call configure,-DMSSTS_PARTS="cpu;cuda;onnxruntime;openvino;tensorrt") $(PLUGINS_ARGS)
+	$(BUILD)
 	@cat build/plugins/report.txt
 
 # The kernels are built first where there is a C++ compiler; without one their tests say that they were skipped.
