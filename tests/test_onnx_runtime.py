@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from toy_engine import write_toy_engine
 
 from mssts import contract
 from mssts.errors import MsstsError
+from mssts.files import sha256
+from mssts.manifest import Manifest
 from mssts.runners import load_runner
 from mssts.runners.device_buffers import DeviceBuffers
 from mssts.runners.onnx_runtime import CUDA, OnnxRuntimeRunner
@@ -47,6 +50,21 @@ def test_answers_outlive_the_next_inference(file):
     buffers.run({**feeds(0), contract.FRAMES.name: 255 - feeds(0)[contract.FRAMES.name]})
     for now, then in zip(first, kept, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+def test_an_engine_is_refused_without_its_companions_as_they_were(tmp_path):
+    path = write_toy_engine(tmp_path)
+    (tmp_path / "model.onnx.data").write_bytes(b"weights")
+    replace(Manifest.read(tmp_path), companions={"model.onnx.data": sha256(tmp_path / "model.onnx.data")}).write(
+        tmp_path
+    )
+    OnnxRuntimeRunner(path, 1).close()
+    (tmp_path / "model.onnx.data").write_bytes(b"others")
+    with pytest.raises(MsstsError, match=r"model\.onnx\.data: not the file that manifest\.json describes"):
+        OnnxRuntimeRunner(path, 1)
+    (tmp_path / "model.onnx.data").unlink()
+    with pytest.raises(MsstsError, match=r"model\.onnx\.data: no such file, though manifest\.json beside it names it"):
+        OnnxRuntimeRunner(path, 1)
 
 
 @pytest.mark.skipif(CUDA[0] in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA")

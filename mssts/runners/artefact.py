@@ -15,7 +15,8 @@ def check_unchanged(path: Path) -> Manifest | None:
     """The manifest beside an engine's file, if there is one that names it.
 
     Raises:
-        MsstsError: the file is absent, or not the one that the manifest describes.
+        MsstsError: the file or one of its companions, such as the weights of a large model, is absent, or not the one
+            that the manifest describes.
     """
     if not path.is_file():
         raise MsstsError(f"{path}: no such file; expected the model.onnx that `mssts export` writes")
@@ -24,11 +25,15 @@ def check_unchanged(path: Path) -> Manifest | None:
     manifest = Manifest.read(path)
     if manifest.artefact != path.name:
         return None
-    if sha256(path) != manifest.artefact_sha256:
-        raise MsstsError(
-            f"{path}: not the file that {FILE_NAME} describes (its SHA-256 differs), "
-            "so it is unverified; export the model again"
-        )
+    for name, digest in {manifest.artefact: manifest.artefact_sha256, **manifest.companions}.items():
+        file = path.parent / name
+        if not file.is_file():
+            raise MsstsError(f"{file}: no such file, though {FILE_NAME} beside it names it; copy it, or export again")
+        if sha256(file) != digest:
+            raise MsstsError(
+                f"{file}: not the file that {FILE_NAME} describes (its SHA-256 differs), "
+                "so it is unverified; export the model again"
+            )
     return manifest
 
 
