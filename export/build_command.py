@@ -34,11 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a GPU to build for, as 8.9; may be repeated (tensorrt-rtx; default: all that it knows)",
     )  # fmt: skip
     parser.add_argument("--no-plugins", action="store_true", help="our ops as the function bodies that are in the file")
+    parser.add_argument(
+        "--data", type=Path, metavar="JSON",
+        help="a small data set with ground truth, YouTube-VIS or COCO-video: AP on it, of the export and of the plan",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-ap-drop", type=float, default=0.5, metavar="POINTS",
+        help="with --data: points of AP that the plan may lose, else exit code 1 (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--optimization-level", type=int, metavar="N", help="0 (fast build) to 5 (default: TensorRT's)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds and prints what was checked."""
+    from export.average_precision import ApGate
     from export.tensorrt_builder import build_engine
     from export.tensorrt_options import BuildOptions
     from mssts.manifest import FixedShape
@@ -56,12 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         compute_capabilities=tuple(arguments.compute_capability),
         optimization_level=arguments.optimization_level,
     )
-    manifest, kept = build_engine(arguments.model_dir, arguments.out, options)
+    gate = None if arguments.data is None else ApGate(arguments.data, arguments.max_ap_drop / 100)
+    manifest, kept = build_engine(arguments.model_dir, arguments.out, options, gate)
     _print(manifest, arguments.out, kept)
     return 0
 
 
 def _print(manifest: Manifest, out: Path, kept: bool) -> None:
+    from export.average_precision import ap_lines
+
     engine, checks = manifest.provenance["engine"], manifest.checks
     profile, network, parity = engine["profile"], checks["network"], checks["parity"]
     verb = "kept" if kept else "wrote"
@@ -79,10 +91,12 @@ def _print(manifest: Manifest, out: Path, kept: bool) -> None:
     print(f"  built layers: {layers if isinstance(layers, str) else str(layers['layers']) + ' checked'}")
     if parity["holds"] is None:
         print(f"  parity: {parity['reason']}")
-        return
-    print(f"  parity with {parity['reference']} over {parity['compared']} instances:")
-    for error in parity["outputs"]:
-        print(
-            f"    {error['case']:20} {error['output']:12} max {error['max_abs']:.1e} (≤ {error['max_bound']:.1e})"
-            f"  rms {error['rms']:.1e} (≤ {error['rms_bound']:.1e})"
-        )
+    else:
+        print(f"  parity with {parity['reference']} over {parity['compared']} instances:")
+        for error in parity["outputs"]:
+            print(
+                f"    {error['case']:20} {error['output']:12} max {error['max_abs']:.1e} (≤ {error['max_bound']:.1e})"
+                f"  rms {error['rms']:.1e} (≤ {error['rms_bound']:.1e})"
+            )
+    for line in ap_lines(checks):
+        print(f"  {line}")

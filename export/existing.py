@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import mssts
+from export.average_precision import ApGate
 from export.options import ExportOptions
 from mssts.errors import MsstsError
 from mssts.files import sha256
@@ -27,8 +28,11 @@ def source_sha256() -> str:
     return digest.hexdigest()
 
 
-def existing_export(checkpoint: Path, out: Path, options: ExportOptions | None = None) -> Manifest | None:
-    """The manifest in `out`, if it describes an unchanged export of this checkpoint by this code with these options."""
+def existing_export(
+    checkpoint: Path, out: Path, options: ExportOptions | None = None, gate: ApGate | None = None
+) -> Manifest | None:
+    """The manifest in `out`, if it describes an unchanged export of this checkpoint by this code with these options,
+    which was scored on the gate's data, if there is a gate, and passes it."""
     if not checkpoint.is_file():
         return None
     try:
@@ -40,6 +44,7 @@ def existing_export(checkpoint: Path, out: Path, options: ExportOptions | None =
         manifest.provenance.get("checkpoint_sha256") == sha256(checkpoint)
         and manifest.provenance.get("source_sha256") == source_sha256()
         and _same_options(manifest, options or ExportOptions())
+        and (gate is None or gate.has_measured(manifest.checks))
         and artefact.is_file()
         and sha256(artefact) == manifest.artefact_sha256
     )

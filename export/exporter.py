@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mssts
+from export.average_precision import ApGate, Contender
 from export.existing import source_sha256
 from export.graph import export_graph
 from export.options import ExportOptions
@@ -22,6 +23,7 @@ from mssts.model.config import Preset
 from mssts.model.deployment import deployed
 from mssts.model.engine import MEAN, STD, Engine
 from mssts.provenance import commit, provenance
+from mssts.runners import is_checkpoint
 from mssts.runners.base import Runner
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
@@ -29,19 +31,32 @@ ARTEFACT = "model.onnx"
 
 
 def export_checkpoint(
-    checkpoint: Path, out: Path, expected_preset: str | None = None, options: ExportOptions | None = None
+    checkpoint: Path,
+    out: Path,
+    expected_preset: str | None = None,
+    options: ExportOptions | None = None,
+    gate: ApGate | None = None,
 ) -> Manifest:
     """Writes `out/model.onnx` and `out/manifest.json`, or nothing.
 
+    Args:
+        checkpoint: one of `mssts train`, or of the released code.
+        out: a folder; it is made.
+        expected_preset: any other is refused.
+        options: `ExportOptions()` if None.
+        gate: the data that both, the checkpoint in PyTorch and the exported file, are scored on; None: they are not.
+
     Raises:
-        MsstsError: the checkpoint is absent, broken or of another preset; an option is out of range.
-        CheckFailed: the exported graph does not compute what PyTorch computes.
+        MsstsError: the checkpoint or the data are absent or broken; it is of another preset; an option is out of range.
+        CheckFailed: the exported graph does not compute what PyTorch computes, or loses more AP than the gate allows.
     """
-    return export_model(load_checkpoint(checkpoint, expected_preset), out, options)
+    return export_model(load_checkpoint(checkpoint, expected_preset), out, options, gate)
 
 
-def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = None) -> Manifest:
-    """The same for weights that are in memory already; their `path` names them in the manifest."""
+def export_model(
+    loaded: Checkpoint, out: Path, options: ExportOptions | None = None, gate: ApGate | None = None
+) -> Manifest:
+    """The same for weights that are in memory already; their `path` names them in the manifest, and is read for AP."""
     options = options or ExportOptions()
     preset = loaded.preset
     kept = preset.top_k if options.top_k is None else options.top_k
@@ -50,6 +65,12 @@ def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = 
         raise MsstsError(
             f"--top-k is {kept}; expected 1 to {candidates}, the queries times the classes of {preset.name}"
         )
+    if gate is not None:
+        if not is_checkpoint(loaded.path) or not loaded.path.is_file():
+            raise MsstsError(
+                f"--data scores a checkpoint as .safetensors or .pth, and {loaded.path} is none; leave --data out"
+            )
+        gate.check_data(loaded.categories)
     engine = Engine(loaded.build(), kept)
     clip_frames, clip_overlap = _window(preset, options)
     metadata = {
@@ -71,28 +92,36 @@ def export_model(loaded: Checkpoint, out: Path, options: ExportOptions | None = 
         candidate = Path(temporary) / ARTEFACT
         companions = save_model(graph, candidate)
         checks, checked_with = _check(engine, candidate, options, str(out / ARTEFACT))
-        if not options.functions:
-            del graph.functions[:]
-            companions = save_model(graph, candidate)
         manifest = replace(
-            loaded.manifest(
-                candidate,
-                top_k=kept,
-                checks=checks,
-                provenance={
-                    "weights": loaded.path.name,
-                    "checkpoint_sha256": sha256(loaded.path) if loaded.path.is_file() else None,
-                    "source_sha256": source_sha256(),
-                    "options": options.to_json(),
-                    "checked_with": checked_with,
-                    **provenance(),
-                },
-            ),
+            loaded.manifest(candidate, top_k=kept),
             precision=options.precision,
             shape=options.shape,
             companions=companions,
             clip_frames=clip_frames,
             clip_overlap=clip_overlap,
+        )
+        if gate is not None:
+            manifest.write(candidate.parent)
+            before, after = Contender("pytorch", loaded.path), Contender("onnx", candidate.parent)
+            ap_checks, ran = gate.measure(before, after, _cure(options))
+            checks |= ap_checks
+            checked_with += ran
+        if not options.functions:
+            del graph.functions[:]
+            companions = save_model(graph, candidate)
+        manifest = replace(
+            manifest,
+            artefact_sha256=sha256(candidate),
+            companions=companions,
+            checks=checks,
+            provenance={
+                "weights": loaded.path.name,
+                "checkpoint_sha256": sha256(loaded.path) if loaded.path.is_file() else None,
+                "source_sha256": source_sha256(),
+                "options": options.to_json(),
+                "checked_with": checked_with,
+                **provenance(),
+            },
         )
         # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
         for name in (*companions, ARTEFACT):
@@ -108,6 +137,17 @@ def _window(preset: Preset, options: ExportOptions) -> tuple[int, int]:
         return preset.clip_frames, preset.clip_overlap
     frames = options.shape.frames
     return frames, min(preset.clip_overlap, frames - 1)
+
+
+def _cure(options: ExportOptions) -> str:
+    """What of an export costs AP, for the message of a gate that closed."""
+    causes = {
+        "in fp32": options.precision != "fp32",
+        "without --shape": options.shape is not None,
+        "with a higher --top-k": options.top_k is not None,
+    }
+    chosen = " or ".join(cure for cure, applies in causes.items() if applies)
+    return f"Export {chosen}" if chosen else "Score it on more videos"
 
 
 def _check(engine: Engine, path: Path, options: ExportOptions, shown: str) -> tuple[dict[str, object], list[object]]:

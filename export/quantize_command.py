@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the new artefact")
     parser.add_argument("--format", default="int8", help="int8 or fp8 (E4M3) (default: %(default)s)")
     parser.add_argument(
-        "--target", default="cpu", help="cpu or gpu: whose parsers take an int8 graph (default: %(default)s)"
+        "--target",
+        default="cpu",
+        help="whose an int8 graph is: cpu (OpenVINO), cpu-onnxruntime, gpu (TensorRT) (default: %(default)s)",
     )
     parser.add_argument("--clips", type=int, default=16, help="of the calibration, at most (default: %(default)s)")
     parser.add_argument(
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantises and prints what it costs in accuracy."""
+    from export.average_precision import ap_lines
     from export.quantizer import QuantizationOptions, quantize
 
     options = QuantizationOptions(
@@ -42,16 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     manifest = quantize(arguments.engine, arguments.calibrate, arguments.out, options, arguments.evaluate)
     made, difference = manifest.provenance["quantization"], manifest.checks["difference"]
     layers = ", ".join(f"{count} {name}" for name, count in made["quantized"].items())
-    print(f"wrote {arguments.out / manifest.artefact}: {manifest.preset}, {manifest.precision}, for a {made['target']}")
+    print(f"wrote {arguments.out / manifest.artefact}: {manifest.preset}, {manifest.precision}, for {made['target']}")
     print(f"quantized {layers}; {len(made['excluded'])} excluded; calibrated on {made['clips']} clips")
     print(f"over these clips, of the best instances {difference['compared']:.0%} are the same as in fp32; of those")
     for name in ("scores", "boxes"):
         largest, median = difference[f"{name}_max"], difference[f"{name}_median"]
         print(f"  {name:6} differ by up to {largest:.3f}, median {median:.4f}")
     print(f"  masks  agree to an IoU of {difference['mask_iou_mean']:.4f}, at least {difference['mask_iou_min']:.4f}")
-    if "ap" in manifest.checks:
-        scores = ", ".join(f"{100 * ap:.2f} in {precision}" for precision, ap in manifest.checks["ap"].items())
-        print(f"AP on {manifest.checks['ap_data']}: {scores}")
-    else:
-        print("AP was not measured; --evaluate JSON does it")
+    print("\n".join(ap_lines(manifest.checks)) or "AP was not measured; --evaluate JSON does it")
     return 0

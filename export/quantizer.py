@@ -11,23 +11,29 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
+from export.average_precision import MAX_DROP, ApGate, Contender, check_max_drop
 from export.calibration import Clip, calibrate, read_clips
-from export.quantization import DEFAULT_EXCLUSIONS, FORMATS, TARGETS, check, quantizable, quantized, read_exclusions
+from export.quantization import (
+    DEFAULT_EXCLUSIONS,
+    FORMATS,
+    TARGETS,
+    calibrated_tensors,
+    check,
+    quantizable,
+    quantized,
+    read_exclusions,
+)
 from export.saving import save_model
 from mssts.errors import CheckFailed, MsstsError
-from mssts.evaluation import evaluate
 from mssts.files import sha256
 from mssts.manifest import Manifest
-from mssts.media import open_source
-from mssts.pipeline import LocalSegmenter
-from mssts.predictor import PredictOptions, predict
 from mssts.provenance import provenance
-from mssts.results import RESULTS
 from mssts.runners import load_runner
 from mssts.runners.artefact import check_unchanged
 from mssts.runners.base import EngineOutput
 
 _RUNNER = "onnxruntime"  # whatever runs such a file by default: the engines are to differ in their graphs alone
+_CURE = "Exclude more layers (--exclude), calibrate with more or other clips"
 _SAME_INSTANCE = 0.1  # in boxes and scores: two instances of one clip are further apart
 
 
@@ -37,7 +43,7 @@ class QuantizationOptions:
 
     Attributes:
         number_format: int8 or fp8 (E4M3).
-        target: cpu or gpu, for int8; the graphs differ in their biases alone. fp8 is for GPUs.
+        target: cpu (OpenVINO), cpu-onnxruntime or gpu (TensorRT), for int8; fp8 is for GPUs.
         clips: of the calibration, at most.
         exclude: file of the layers that are left as they are; None: the one that comes with this package.
         max_ap_drop: in AP, 0…1.
@@ -47,15 +53,14 @@ class QuantizationOptions:
     target: str = "cpu"
     clips: int = 16
     exclude: Path | None = None
-    max_ap_drop: float = 0.005
+    max_ap_drop: float = MAX_DROP
 
     def __post_init__(self) -> None:
         if self.number_format not in FORMATS:
             raise MsstsError(f"--format is {self.number_format!r}; expected one of: {', '.join(FORMATS)}")
         if self.target not in TARGETS:
             raise MsstsError(f"--target is {self.target!r}; expected one of: {', '.join(TARGETS)}")
-        if not 0 <= self.max_ap_drop <= 1:
-            raise MsstsError(f"--max-ap-drop is {100 * self.max_ap_drop:g}; expected 0 to 100 points of AP")
+        check_max_drop(self.max_ap_drop)
 
 
 def quantize(
@@ -91,10 +96,11 @@ def quantize(
         raise MsstsError(
             f"{options.exclude or DEFAULT_EXCLUSIONS}: excludes every layer of {path}; nothing to quantize"
         )
-    if data is not None:
-        open_source(data)  # before the long steps, so that a wrong path is told at once
+    gate = None if data is None else ApGate(data, options.max_ap_drop)
+    if gate is not None:
+        gate.check_data(source.categories)
     clips = read_clips(calibration, source, options.clips)
-    ranges = calibrate(path, {node.input[0] for node in nodes}, clips)
+    ranges = calibrate(path, calibrated_tensors(model, nodes, options.target), clips)
     graph = quantized(model, nodes, ranges, options.number_format, options.target)
     check(graph)
     kinds = {name: sum(node.op_type == name for node in nodes) for name in ("Conv", "MatMul", "Gemm")}
@@ -127,10 +133,10 @@ def quantize(
         )
         manifest.write(candidate.parent)
         checks = {**manifest.checks, "difference": compare(path.parent, candidate.parent, clips)}
-        if data is not None:
-            checks["ap"] = _score(path.parent, candidate.parent, data, options)
-            checks["ap_data"] = data.name
-            checks["ap_max_drop"] = options.max_ap_drop
+        if gate is not None:
+            before = Contender("fp32", path.parent, _RUNNER)
+            after = Contender(options.number_format, candidate.parent, _RUNNER)
+            checks |= gate.measure(before, after, _CURE)[0]
         manifest = replace(manifest, checks=checks)
         out.mkdir(parents=True, exist_ok=True)
         # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
@@ -138,37 +144,6 @@ def quantize(
             (candidate.parent / name).replace(out / name)
         manifest.write(out)
     return manifest
-
-
-def _score(engine: Path, candidate: Path, data: Path, options: QuantizationOptions) -> dict[str, float]:
-    """AP of both engines, by precision; closes the gate."""
-    ap = {"fp32": average_precision(engine, data), options.number_format: average_precision(candidate, data)}
-    drop = ap["fp32"] - ap[options.number_format]
-    if not drop <= options.max_ap_drop:
-        raise CheckFailed(
-            f"AP on {data} drops from {100 * ap['fp32']:.2f} to {100 * ap[options.number_format]:.2f}, by more than "
-            f"{100 * options.max_ap_drop:g}; nothing was written. Exclude more layers (--exclude), calibrate with more "
-            "or other clips, or allow it with --max-ap-drop"
-        )
-    return ap
-
-
-def average_precision(engine: Path, data: Path) -> float:
-    """YouTube-VIS AP (0…1) of an engine's folder on a data set.
-
-    Raises:
-        MsstsError: the data have no ground truth.
-    """
-    segmenter = LocalSegmenter(engine, runner=_RUNNER)
-    try:
-        with tempfile.TemporaryDirectory(prefix="mssts-ap-") as results:
-            predict(open_source(data), segmenter, Path(results), PredictOptions(pictures=0))
-            ap = evaluate(data, Path(results) / RESULTS).ap
-    finally:
-        segmenter.close()
-    if ap < 0:
-        raise MsstsError(f"{data}: has no annotated objects, so there is no AP; expected a set with ground truth")
-    return ap
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,27 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from mssts import contract
 from mssts.runners.base import EngineOutput, Runner
+
+
+class GatherElements(OpRun):
+    """onnx's own (seen in 1.23) takes no more than 32 elements to gather among, and no shorter other axes."""
+
+    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
+        wrapped = np.where(indices < 0, indices + data.shape[axis], indices)
+        places = list(np.indices(wrapped.shape, sparse=True))
+        places[axis] = wrapped
+        return (data[tuple(places)],)
 
 
 class ReferenceRunner(Runner):
     """A `model.onnx` as `mssts.runners.base.Runner`, for checks alone."""
 
     def __init__(self, model_path: Path | str) -> None:
-        self._session = ReferenceEvaluator(onnx.load(model_path))
+        self._session = ReferenceEvaluator(onnx.load(model_path), new_ops=[GatherElements])
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
         """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips."""

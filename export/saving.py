@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from export.alignment import align_weights
 from mssts.files import sha256
 
 LARGEST_FILE = onnx.checker.MAXIMUM_PROTOBUF
@@ -18,7 +19,7 @@ def save_model(model: onnx.ModelProto, path: Path, largest: int = LARGEST_FILE) 
     """
     data = path.with_name(path.name + ".data")
     if model.ByteSize() <= largest:
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        path.write_bytes(align_weights(model))
         return {}
     moved = onnx.ModelProto()
     moved.CopyFrom(model)  # what is saved this way loses its weights

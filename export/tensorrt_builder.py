@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from export.average_precision import NOT_MEASURED, ApGate
 from export.tensorrt_network import (
     check_contract,
     check_plugins,
@@ -19,7 +20,7 @@ from export.tensorrt_network import (
     parse_network,
 )
 from export.tensorrt_options import HARDWARE_COMPATIBILITY, BuildOptions, Profile
-from export.tensorrt_parity import check_parity
+from export.tensorrt_parity import check_ap, check_data, check_parity
 from export.tensorrt_progress import progress_monitor
 from mssts import contract, kernels
 from mssts.errors import CheckFailed, MsstsError
@@ -29,21 +30,23 @@ from mssts.provenance import provenance
 from mssts.runners.tensorrt_library import PLAN, Gpu, first_gpu, load_plugins, message_log, tensorrt_module
 
 LAYERS = "layers.json"
-NOT_MEASURED = "not measured here"
 
 
-def build_engine(model_dir: Path, out: Path, options: BuildOptions) -> tuple[Manifest, bool]:
+def build_engine(
+    model_dir: Path, out: Path, options: BuildOptions, gate: ApGate | None = None
+) -> tuple[Manifest, bool]:
     """Writes `out/model.plan` and `out/manifest.json`, or nothing.
 
-    Where there is a GPU that runs it, the plan is loaded, its layer report is checked and saved as `layers.json`, and
-    its outputs are compared with those of the ONNX file. Without one (TensorRT-RTX builds without) the checks are of
-    the network, and the manifest says what was not measured.
+    Where there is a GPU that runs it, the plan is loaded, its layer report is checked and saved as `layers.json`, its
+    outputs are compared with those of the ONNX file, and so is its AP on the gate's data, if there is a gate. Without
+    a GPU (TensorRT-RTX builds without) the checks are of the network, and the manifest says what was not measured.
 
     Returns the plan's manifest, and whether the same build was there already and was kept.
 
     Raises:
-        MsstsError: the export is absent or was edited, TensorRT is not installed or cannot parse it, a shape is wrong.
-        CheckFailed: the network or the plan is not what was asked for.
+        MsstsError: the export is absent or was edited, TensorRT is not installed or cannot parse it, a shape is wrong,
+            the data are absent or broken.
+        CheckFailed: the network or the plan is not what was asked for, or loses more AP than the gate allows.
     """
     source, onnx_path = _export(model_dir)
     if out.resolve() == onnx_path.parent.resolve():
@@ -54,9 +57,12 @@ def build_engine(model_dir: Path, out: Path, options: BuildOptions) -> tuple[Man
     if gpu is None and options.target == "tensorrt":
         raise MsstsError("tensorrt builds on the GPU that the plan is for, and there is none here; use tensorrt-rtx")
     engine = _identity(trt, options, profile, source, gpu)
+    unmeasured = _why_unmeasured(trt, gpu, options)
     kept = _existing(out, engine["key"])
-    if kept is not None:
+    if kept is not None and (gate is None or _scored(kept, gate, unmeasured)):
         return kept, True
+    if gate is not None:
+        check_data(source, profile, gate)
     log = message_log(trt)
     builder = trt.Builder(log)
     if options.uses_plugins:
@@ -68,11 +74,11 @@ def build_engine(model_dir: Path, out: Path, options: BuildOptions) -> tuple[Man
     check_plugins(trt, layers, nodes, options.uses_plugins)
     judged = check_precision(trt, layers, source.precision)
     plan = _serialize(trt, log, builder, network, options, profile, source.precision)
-    unmeasured = _why_unmeasured(trt, gpu, options)
     checks: dict[str, Any] = {
         "network": {"layers": len(layers), "plugins": nodes if options.uses_plugins else [], "in_precision": judged},
         "layers": unmeasured,
         "parity": {"holds": None, "reason": unmeasured},
+        **(gate.unmeasured(unmeasured) if gate is not None and unmeasured else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as temporary:
@@ -100,6 +106,10 @@ def build_engine(model_dir: Path, out: Path, options: BuildOptions) -> tuple[Man
             write_json(Path(temporary) / LAYERS, report)
             checks["layers"] = {"layers": len(report), "holds": True}
             checks["parity"] = check_parity(source, onnx_path, candidate, profile, str(out / PLAN))
+            if gate is not None:
+                ap_checks, ran = check_ap(source, onnx_path, candidate, gate, options.uses_plugins)
+                checks |= ap_checks
+                manifest = replace(manifest, provenance={**manifest.provenance, "scored_with": ran})
             manifest = replace(manifest, companions={LAYERS: sha256(Path(temporary) / LAYERS)}, checks=checks)
         # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
         for name in (*manifest.companions, PLAN):
@@ -168,6 +178,11 @@ def _existing(out: Path, key: str) -> Manifest | None:
         and sha256(plan) == manifest.artefact_sha256
     )
     return manifest if same else None
+
+
+def _scored(kept: Manifest, gate: ApGate, unmeasured: str) -> bool:
+    """Whether a plan that is there was scored on the gate's data, or could not be here either."""
+    return gate.has_measured(kept.checks) or (bool(unmeasured) and gate.is_of(kept.checks))
 
 
 def _serialize(

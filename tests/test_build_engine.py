@@ -14,14 +14,16 @@ onnx = pytest.importorskip("onnx")
 
 from contract_graph import CONVOLUTION, OUR_NODE, OUTPUTS, SHAPE, contract_graph, parity_report, write_export  # noqa: E402
 
-from export import build_command, tensorrt_builder  # noqa: E402
+from export import average_precision, build_command, tensorrt_builder  # noqa: E402
+from export.average_precision import ApGate  # noqa: E402
 from export.graph import export_graph  # noqa: E402
 from export.options import ExportOptions  # noqa: E402
 from export.parity import cases, compare  # noqa: E402
 from export.tensorrt_builder import NOT_MEASURED, build_engine  # noqa: E402
 from export.tensorrt_network import check_plugins, check_precision, check_report  # noqa: E402
 from export.tensorrt_options import BuildOptions, Profile  # noqa: E402
-from export.tensorrt_parity import fitting_cases  # noqa: E402
+from export.tensorrt_parity import check_data, fitting_cases  # noqa: E402
+from mssts.data.moving_shapes import MovingShapesConfig, write_dataset  # noqa: E402
 from mssts.errors import CheckFailed, MsstsError  # noqa: E402
 from mssts.manifest import FixedShape, Manifest  # noqa: E402
 from mssts.model.config import preset  # noqa: E402
@@ -53,6 +55,13 @@ def rtx():
 @pytest.fixture
 def export_dir(tmp_path):
     return write_export(tmp_path / "export")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set with ground truth, of the category that the export knows."""
+    config = MovingShapesConfig(width=128, height=96, length=3)
+    return write_dataset(tmp_path_factory.mktemp("data") / "shapes", 2, 5, config, progress=False)
 
 
 def command(*arguments: object) -> int:
@@ -247,6 +256,107 @@ def test_a_plan_that_computes_something_else_is_not_written(rtx, export_dir, tmp
     with pytest.raises(CheckFailed, match="boxes"):
         build_engine(export_dir, tmp_path / "out", RTX)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_quantized_export_has_no_bounds_to_compare_a_plan_by(export_dir, tmp_path):
+    source = replace(Manifest.read(export_dir), checks={"parity_before_quantization": {}})
+    report = check_parity(
+        source, export_dir / "model.onnx", tmp_path / "model.plan", Profile(*[FixedShape(1, 1, 64, 64)] * 3), "x"
+    )
+    assert report["holds"] is None
+    assert "--data scores it" in report["reason"]
+
+
+# --- AP of the export and of the plan ---
+
+
+class Scored:
+    """A segmenter whose AP is given: 50 points, and for a plan as many as its class says."""
+
+    plan = 0.5
+
+    def __init__(self, path, runner="auto") -> None:
+        self.manifest = Manifest.read(path)
+        self.ap = self.plan if self.manifest.artefact == "model.plan" else 0.5
+
+    def describe(self) -> dict[str, object]:
+        return {"name": "stand-in", "version": "0"}
+
+    def close(self) -> None:
+        pass
+
+
+def score(monkeypatch, plan: float) -> None:
+    """A machine with a GPU, of which the parts that need it are replaced."""
+    monkeypatch.setattr(tensorrt_builder, "first_gpu", lambda: Gpu("GPU A", "8.9"))
+    monkeypatch.setattr(tensorrt_builder, "_layer_report", lambda *_: [])
+    monkeypatch.setattr(tensorrt_builder, "check_report", lambda *_: None)
+    monkeypatch.setattr(tensorrt_builder, "check_parity", lambda *_: {"holds": None, "reason": "not compared"})
+    monkeypatch.setattr(Scored, "plan", plan)
+    monkeypatch.setattr(average_precision, "LocalSegmenter", Scored)
+    monkeypatch.setattr(average_precision, "average_precision", lambda segmenter, _: segmenter.ap)
+
+
+def test_the_ap_of_a_plan_is_stored_and_printed(rtx, export_dir, data, tmp_path, monkeypatch, capsys):
+    score(monkeypatch, 0.497)
+    out = tmp_path / "out"
+    words = (export_dir, "--target", "tensorrt-rtx", "--out", out, "--data", data)
+    assert command(*words) == 0
+    shown = "AP on instances.json: 50.00 in onnx, 49.70 in plan; difference -0.30 (≥ -0.5); run by stand-in 0"
+    assert shown in capsys.readouterr().out
+    manifest = Manifest.read(out)
+    assert manifest.checks["ap"] == {"onnx": 0.5, "plan": 0.497}
+    assert len(manifest.provenance["scored_with"]) == 2
+    assert command(*words) == 0
+    again = capsys.readouterr().out
+    assert "kept" in again and shown in again
+    # A stricter bound is not that of the plan which is there.
+    with pytest.raises(CheckFailed, match=r"by more than 0\.1; nothing was written"):
+        command(*words, "--max-ap-drop", "0.1")
+    assert Manifest.read(out) == manifest
+
+
+def test_a_plan_that_loses_ap_is_not_written(rtx, export_dir, data, tmp_path, monkeypatch):
+    score(monkeypatch, 0.49)
+    with pytest.raises(
+        CheckFailed, match=r"drops from 50\.00 to 49\.00, by more than 0\.5; nothing was written"
+    ) as error:
+        build_engine(export_dir, tmp_path / "out", RTX, ApGate(data))
+    assert "--max-ap-drop" in one_line(error)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_without_a_gpu_the_ap_is_not_measured(rtx, export_dir, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = (export_dir, "--target", "tensorrt-rtx", "--out", out, "--data", data)
+    assert command(*words) == 0
+    assert f"AP on instances.json: {NOT_MEASURED}: no GPU" in capsys.readouterr().out
+    checks = Manifest.read(out).checks
+    assert "ap" not in checks and checks["ap_reason"] == f"{NOT_MEASURED}: no GPU"
+    assert build_engine(export_dir, out, RTX, ApGate(data))[1]
+    assert command(export_dir, "--target", "tensorrt-rtx", "--out", out) == 0
+    assert f"AP on instances.json: {NOT_MEASURED}" in capsys.readouterr().out
+
+
+def test_data_that_a_plan_cannot_take_are_told_before_it_is_built(export_dir, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt_builder, "tensorrt_module", lambda _: SimpleNamespace(__version__="1.0"))
+    with pytest.raises(MsstsError, match=r"absent\.json: no such file") as error:  # there is nothing to build with
+        build_engine(export_dir, tmp_path / "out", RTX, ApGate(tmp_path / "absent.json"))
+    one_line(error)
+    assert not (tmp_path / "out").exists()
+
+    source = replace(Manifest.read(export_dir), shape=None)
+    gate = ApGate(data)
+    check_data(Manifest.read(export_dir), Profile(SHAPE, SHAPE, SHAPE), gate)
+    check_data(source, Profile(SHAPE, SHAPE, SHAPE), gate)  # clips are brought into it
+    wide = Profile(FixedShape(1, 1, 32, 32), FixedShape(1, 2, 64, 64), FixedShape(1, 2, 128, 128))
+    check_data(source, wide, gate)
+    for profile in (replace(wide, least=FixedShape(1, 1, 64, 64)), Profile(*[FixedShape(1, 1, 64, 64)] * 3)):
+        with pytest.raises(
+            MsstsError, match=r"clips of \w+ are 1x2x48x64, outside the plan's shapes 1x1x64x64"
+        ) as error:
+            check_data(source, profile, gate)
+        one_line(error)
 
 
 # --- the checks, on networks that are made up ---

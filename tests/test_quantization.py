@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-import export.quantizer
+import export.average_precision
 from export.calibration import read_clips
 from export.quantization import DEFAULT_EXCLUSIONS, quantizable, read_exclusions
 from export.quantizer import QuantizationOptions, quantize
@@ -18,6 +19,7 @@ from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.errors import CheckFailed, MsstsError
 from mssts.manifest import Manifest
 from mssts.ops.exporting import DOMAIN
+from mssts.pipeline import LocalSegmenter
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
 
@@ -166,24 +168,25 @@ def test_the_parser_of_tensorrt_takes_it(engine, fp8, data, tmp_path, number_for
 
 
 def test_ap_before_and_after_is_in_the_manifest(engine, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.quantizer, "average_precision", fake_ap(0.5, 0.4951))
+    monkeypatch.setattr(export.average_precision, "average_precision", fake_ap(0.5, 0.4951))
     manifest = quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1), data)
     assert Manifest.read(tmp_path / "out").checks["ap"] == manifest.checks["ap"] == {"fp32": 0.5, "int8": 0.4951}
 
 
 def test_the_gate_closes_when_ap_falls(engine, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.quantizer, "average_precision", fake_ap(0.5, 0.49))
+    monkeypatch.setattr(export.average_precision, "average_precision", fake_ap(0.5, 0.49))
     with pytest.raises(CheckFailed, match=r"drops from 50.00 to 49.00"):
         quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1), data)
     assert list(tmp_path.iterdir()) == []
 
 
 def fake_ap(fp32: float, other: float):
-    return lambda folder, data: fp32 if Manifest.read(folder).precision == "fp32" else other
+    return lambda segmenter, data: fp32 if segmenter.manifest.precision == "fp32" else other
 
 
 def test_a_real_evaluation_runs(engine, data):
-    assert 0 <= export.quantizer.average_precision(engine, data) <= 1
+    with closing(LocalSegmenter(engine, runner="onnxruntime")) as segmenter:
+        assert 0 <= export.average_precision.average_precision(segmenter, data) <= 1
 
 
 @pytest.mark.parametrize(

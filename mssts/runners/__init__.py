@@ -115,6 +115,20 @@ def load_engine(path: Path | str, threads: int | None = None, runner: str = "aut
     return loaded, manifest or Manifest.read(path)
 
 
+def best_precision() -> tuple[str, str]:
+    """The precision of an export that this machine's processor runs fastest, and why: bf16 where it has instructions
+    for that and OpenVINO with our kernels to use them, else fp32 (`mssts bench fps`)."""
+    if importlib.util.find_spec("openvino") is None:
+        return "fp32", "OpenVINO, which runs bf16 on a processor, is not installed"
+    if library("openvino").reason:
+        return "fp32", f"OpenVINO has no kernels of ours: {library('openvino').reason}"
+    from mssts.runners.openvino_runner import has_bf16
+
+    if not has_bf16():
+        return "fp32", "this processor has no instructions for bf16"
+    return "bf16", "this processor has instructions for bf16, and OpenVINO has our kernels"
+
+
 def _has_cuda_provider() -> bool:
     """Whether the ONNX Runtime that is installed was built with its CUDA provider; a GPU may still be missing."""
     if importlib.util.find_spec("onnxruntime") is None:

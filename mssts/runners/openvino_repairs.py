@@ -1,14 +1,16 @@
 """What OpenVINO (seen in 2026.4, CPU plugin) does wrong with our graph, repaired before it is compiled.
 
-Both repairs write the same mathematics in another way, and do nothing to a graph that has no such nodes.
+Both repairs write the same mathematics in another way, and do nothing to a graph that has no such nodes. The third
+change is of where the weights lie.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from openvino import Model, Output, opset13
+from openvino import Model, Output, Tensor, opset13
 
 
 def repair(model: Model) -> None:
@@ -27,6 +29,19 @@ def keep_slices(model: Model) -> None:
         if op.get_type_name() == "GatherElements":
             _keep_slice(op)
     model.validate_nodes_and_infer_types()
+
+
+def use_in_place(model: Model, weights: Mapping[str, np.ndarray]) -> None:
+    """Constants become the weights [bytes], uint8, that have their name and hold the same, without a copy of them."""
+    for constant in model.get_ordered_ops():
+        name = constant.get_friendly_name()
+        if constant.get_type_name() != "Constant" or name not in weights:
+            continue
+        if np.array_equal(constant.data.reshape(-1).view(np.uint8), weights[name]):
+            values = Tensor(weights[name], constant.get_output_shape(0), constant.get_element_type())
+            in_place = opset13.constant(values, name=name, shared_memory=True).output(0)
+            for target in list(constant.output(0).get_target_inputs()):
+                target.replace_source_output(in_place)
 
 
 def _keep_slice(op: Any) -> None:

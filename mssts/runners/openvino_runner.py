@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import threading
@@ -17,6 +18,7 @@ from mssts.errors import MsstsError
 from mssts.provenance import cpu_count
 from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput, Runner
+from mssts.runners.onnx_weights import MappedWeights
 
 try:
     import openvino
@@ -35,7 +37,7 @@ class OpenVinoRunner(Runner):
     """A loaded `model.onnx`, as `mssts.runners.base.Runner`. Threads may share it; they take turns.
 
     The graph is compiled for each new input shape, of which the last two are kept: the first clip of a size takes some
-    seconds longer.
+    seconds longer. The file is mapped while the runner lives: replace it by another, but do not write into it.
 
     Args:
         model_path: the file. If a manifest lies beside it and names it, its hash is checked.
@@ -66,13 +68,12 @@ class OpenVinoRunner(Runner):
             raise MsstsError(f"{self._path}: exported in {written}; export it in fp32 to run it in fp32")
         self._core = _core()
         self._precision = precision or written
-        has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if self._precision == "bf16" and not has_bf16:
+        if self._precision == "bf16" and not has_bf16():
             raise MsstsError("this processor has no instructions for bf16; export and run the model in fp32")
         self._threads = threads or cpu_count()
         self._options: dict[str, Any] = {"INFERENCE_NUM_THREADS": self._threads, "PERFORMANCE_HINT": "LATENCY"}
         # What of an int8 file is not in 8 bits runs in bf16 too where the processor has it.
-        if (precision == "bf16" and written != "bf16") or (precision is None and written == "int8" and has_bf16):
+        if (precision == "bf16" and written != "bf16") or (precision is None and written == "int8" and has_bf16()):
             self._options["INFERENCE_PRECISION_HINT"] = "bf16"
         elif self._precision == "bf16":
             self._options["EXECUTION_MODE_HINT"] = "ACCURACY"  # each op in the type that the file gives it
@@ -85,6 +86,7 @@ class OpenVinoRunner(Runner):
         check_contract(self._path, "input", map(_signature, model.inputs), contract.ENGINE_INPUTS)
         check_contract(self._path, "output", map(_signature, model.outputs), contract.ENGINE_OUTPUTS)
         self._kernels = sorted({op.get_type_name() for op in model.get_ops()} & _OPS)
+        self._weights = MappedWeights(self._path)
         self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -118,7 +120,15 @@ class OpenVinoRunner(Runner):
             model = self._read()
             model.reshape({contract.FRAMES.name: list(shape), contract.SIZES.name: [shape[0], 2]})
             openvino_repairs.repair(model)
+            # OpenVINO keeps the weights as they were read beside its own packed copy, and never looks at most of them
+            # again: where they are pages of the file, those can go.
+            _return_freed_memory()
+            openvino_repairs.use_in_place(model, self._weights.arrays)
+            _return_freed_memory()
             self._requests[shape] = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+            del model
+            self._weights.forget()
+            _return_freed_memory()
         self._requests.move_to_end(shape)
         return self._requests[shape]
 
@@ -160,6 +170,11 @@ class OpenVinoRunner(Runner):
         self._requests.clear()
 
 
+def has_bf16() -> bool:
+    """Whether this processor computes in bf16 (AMX, AVX-512 BF16), as OpenVINO sees it."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 @functools.cache
 def _core() -> openvino.Core:
     """The one core of this process, which stays: on a processor with AMX OpenVINO (seen in 2026.4) changes the stack
@@ -179,6 +194,12 @@ def _add_extension(path: Path) -> tuple[str, str]:
     except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
         reason = f"{path} does not fit OpenVINO {openvino.__version__} ({_last_line(error)}); `make plugins` anew"
         return "", reason
+
+
+def _return_freed_memory() -> None:
+    """Gives back what the C library keeps of freed memory: of a file that was read, as much again as its weights."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # elsewhere than with glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _inlined(path: Path) -> bytes:

@@ -1,0 +1,176 @@
+"""What an engine keeps of the average precision of the one it is made from, on a small data set; and the gate on it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mssts.data.videos import read_youtube_vis_value
+from mssts.errors import CheckFailed, MsstsError
+from mssts.evaluation import evaluate
+from mssts.evaluation.tracks import read_ground_truth
+from mssts.files import sha256
+from mssts.instances import Segmenter
+from mssts.manifest import Category, Manifest
+from mssts.media import open_source
+from mssts.pipeline import LocalSegmenter
+from mssts.predictor import PredictOptions, predict
+from mssts.results import RESULTS
+from mssts.runners import is_checkpoint
+
+NOT_MEASURED = "not measured here"
+MAX_DROP = 0.005
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An engine's folder or a checkpoint, the name of its AP in reports, and who runs it if it is an ONNX file."""
+
+    name: str
+    path: Path
+    runner: str = "auto"
+
+
+@dataclass(frozen=True)
+class ApGate:
+    """How much AP an engine may lose.
+
+    Attributes:
+        data: the JSON of a data set with ground truth.
+        max_drop: in AP, 0…1.
+    """
+
+    data: Path
+    max_drop: float = MAX_DROP
+
+    def __post_init__(self) -> None:
+        check_max_drop(self.max_drop)
+
+    def check_data(self, categories: Sequence[Category]) -> None:
+        """Called before the long steps, so that data that cannot score an engine of these categories are told at once.
+
+        Raises:
+            MsstsError: the data or their images are absent or broken, or have no object of these categories.
+        """
+        open_source(self.data)
+        truth = read_ground_truth(read_youtube_vis_value(self.data), str(self.data))
+        annotated = {track.category_id for track in truth.tracks if not track.is_crowd}
+        if not annotated:
+            raise MsstsError(
+                f"{self.data}: has no annotated objects, so there is no AP; expected a set with ground truth"
+            )
+        if not annotated & {category.id for category in categories}:
+            raise MsstsError(
+                f"{self.data}: annotates no category of the model ({', '.join(c.name for c in categories[:5])}, …), so "
+                "its AP tells nothing; expected a set with the model's category ids"
+            )
+
+    def unmeasured(self, reason: str) -> dict[str, Any]:
+        """For the manifest's checks, where AP cannot be measured; `reason` begins with `NOT_MEASURED`."""
+        return {"ap_reason": reason, **self._data()}
+
+    def measure(self, reference: Contender, candidate: Contender, cure: str) -> tuple[dict[str, Any], list[Any]]:
+        """AP of both for the manifest's checks, and what ran, as runners describe themselves; closes the gate.
+
+        The checks are those of `unmeasured` where no runner of this machine takes the precision of one of them.
+
+        Args:
+            reference: what the candidate is made from.
+            candidate: what shall be written.
+            cure: what to do if AP falls by too much, as the beginning of a sentence.
+
+        Raises:
+            MsstsError: the data or an engine are broken.
+            CheckFailed: AP drops by more than `max_drop`.
+        """
+        for contender in (reference, candidate):
+            reason = _why_not_here(contender)
+            if reason:
+                return self.unmeasured(f"{NOT_MEASURED}: {reason}"), []
+        ap: dict[str, float] = {}
+        ran: list[Any] = []
+        for contender in (reference, candidate):
+            with closing(LocalSegmenter(contender.path, runner=contender.runner)) as segmenter:
+                ap[contender.name] = average_precision(segmenter, self.data)
+                ran.append(segmenter.describe())
+        before, after = ap[reference.name], ap[candidate.name]
+        if not before - after <= self.max_drop:
+            raise CheckFailed(
+                f"AP on {self.data} drops from {100 * before:.2f} to {100 * after:.2f}, by more than "
+                f"{100 * self.max_drop:g}; nothing was written. {cure}, or allow it with --max-ap-drop"
+            )
+        runners = {name: f"{found['name']} {found['version']}" for name, found in zip(ap, ran, strict=True)}
+        return {"ap": ap, "ap_runners": runners, **self._data()}, ran
+
+    def has_measured(self, checks: dict[str, Any]) -> bool:
+        """Whether a manifest's checks hold an AP on these very data that drops by no more than `max_drop`."""
+        ap = list(checks.get("ap", {}).values())
+        return self.is_of(checks) and len(ap) == 2 and ap[0] - ap[1] <= self.max_drop
+
+    def is_of(self, checks: dict[str, Any]) -> bool:
+        """Whether a manifest's checks are of these very data, measured or not."""
+        return self.data.is_file() and checks.get("ap_data_sha256") == sha256(self.data)
+
+    def _data(self) -> dict[str, Any]:
+        # Data sets tend to have one name, instances.json: the hash tells them apart.
+        return {"ap_data": self.data.name, "ap_data_sha256": sha256(self.data), "ap_max_drop": self.max_drop}
+
+
+def check_max_drop(max_drop: float) -> None:
+    """Raises MsstsError unless it is an AP of 0…1."""
+    if not 0 <= max_drop <= 1:
+        raise MsstsError(f"--max-ap-drop is {100 * max_drop:g}; expected 0 to 100 points of AP")
+
+
+def average_precision(segmenter: Segmenter, data: Path) -> float:
+    """YouTube-VIS AP (0…1) of an engine on a data set.
+
+    Raises:
+        MsstsError: the data or the engine are broken, or the data have no ground truth.
+    """
+    with tempfile.TemporaryDirectory(prefix="mssts-ap-") as results:
+        predict(open_source(data), segmenter, Path(results), PredictOptions(pictures=0))
+        ap = evaluate(data, Path(results) / RESULTS).ap
+    if ap < 0:
+        raise MsstsError(f"{data}: has no annotated objects, so there is no AP; expected a set with ground truth")
+    return ap
+
+
+def ap_lines(checks: dict[str, Any]) -> list[str]:
+    """A manifest's AP for people; no line where it was not asked for."""
+    if "ap_reason" in checks:
+        return [f"AP on {checks['ap_data']}: {checks['ap_reason']}"]
+    if "ap" not in checks:
+        return []
+    scores = ", ".join(f"{100 * ap:.2f} in {name}" for name, ap in checks["ap"].items())
+    runners = " and ".join(dict.fromkeys(checks["ap_runners"].values()))
+    before, after = checks["ap"].values()
+    lines = [
+        f"AP on {checks['ap_data']}: {scores}; difference {100 * (after - before):+.2f} "
+        f"(≥ {-100 * checks['ap_max_drop']:g}); run by {runners}"
+    ]
+    if before == 0:
+        lines.append("note: an AP of 0 cannot fall, so these data tell nothing of this model")
+    return lines
+
+
+def _why_not_here(contender: Contender) -> str:
+    """Why no runner of this machine takes an ONNX file's precision; empty where one does."""
+    if is_checkpoint(contender.path):
+        return ""
+    manifest = Manifest.read(contender.path)
+    if manifest.precision == "fp32" or not manifest.artefact.endswith(".onnx"):
+        return ""  # whatever fails then is an error
+    try:
+        with closing(LocalSegmenter(contender.path, runner=contender.runner)) as segmenter:
+            segmenter.segment(np.zeros((1, 64, 64, 3), np.uint8))  # some compile only now
+    except MsstsError as error:
+        reason = str(error).replace(f"{contender.path}/", "")  # a temporary folder's name tells nothing
+        return f"no runner here takes {manifest.precision} ({reason})"
+    return ""
