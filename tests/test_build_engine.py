@@ -22,7 +22,7 @@ from export.parity import cases, compare  # noqa: E402
 from export.tensorrt_builder import NOT_MEASURED, build_engine  # noqa: E402
 from export.tensorrt_network import check_plugins, check_precision, check_report  # noqa: E402
 from export.tensorrt_options import BuildOptions, Profile  # noqa: E402
-from export.tensorrt_parity import check_data, fitting_cases  # noqa: E402
+from export.tensorrt_parity import check_data, check_parity, fitting_cases  # noqa: E402
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset  # noqa: E402
 from mssts.errors import CheckFailed, MsstsError  # noqa: E402
 from mssts.manifest import FixedShape, Manifest  # noqa: E402
