@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -170,7 +171,8 @@ def saved_random_checkpoint(preset: Preset, folder: Path, seed: int = 0) -> Path
     from mssts.model.checkpoint import save_checkpoint
     from mssts.model.random_weights import random_checkpoint
 
-    key = hashlib.sha256(f"{preset} {seed} {torch.__version__}".encode()).hexdigest()[:12]
+    recipe = inspect.getsource(random_checkpoint)
+    key = hashlib.sha256(f"{preset} {seed} {torch.__version__} {recipe}".encode()).hexdigest()[:12]
     path = folder / f"{preset.name}-{_variant(preset.model.switches)}-{key}.safetensors"
     if not path.is_file():
         checkpoint = random_checkpoint(preset, seed)

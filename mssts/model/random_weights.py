@@ -22,7 +22,8 @@ def random_checkpoint(preset: Preset, seed: int = 0) -> Checkpoint:
             if parameter.dim() > 1 and not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.02)
             if name.startswith("class_embed") and parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.5)
+                # Scores of about 0.01 to 0.99: were they all nearly 1, which instances are kept would be rounding.
+                torch.nn.init.normal_(parameter, std=2 / parameter.shape[1] ** 0.5)
     weights = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     categories = tuple(Category(i + 1, f"class {i + 1}") for i in range(preset.model.classes))
     return Checkpoint(preset, categories, weights, Path(f"random weights of {preset.name}"))
