@@ -12,6 +12,7 @@ import torch
 from bench import fps_engines
 from bench.fps import Setting, _summary, measure
 from bench.fps_engines import Candidate, clip, difference, saved_random_checkpoint, why_refused
+from bench.fps_memory import peak_memory_mb
 from bench.released import ReleasedEngine
 from mssts.cli import main
 from mssts.errors import MsstsError
@@ -102,6 +103,15 @@ def test_engines_of_a_gpu_are_named_as_not_measured(monkeypatch, tmp_path, capsy
     assert printed.count("not measured here: PyTorch finds no NVIDIA GPU here") == 2
     assert "not measured here: tensorrt is not installed; `pip install mssts[gpu]`" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_that_of_the_engine_alone(checkpoint):
+    """Not of the process that starts it, however much that holds."""
+    candidate, setting = Candidate("pytorch", "trained", "fp32", str(checkpoint)), Setting((64, 64), 1, 1, 1)
+    alone = peak_memory_mb(candidate, setting)
+    ballast = np.ones(200 << 20)  # 1.6 GB
+    assert peak_memory_mb(candidate, setting) < alone + 400
+    assert ballast[-1] == 1
 
 
 def test_a_batch_is_measured_as_so_many_frames(tmp_path, checkpoint):
