@@ -14,6 +14,7 @@ from toy_engine import write_toy_engine
 from mssts import contract
 from mssts.errors import MsstsError
 from mssts.files import sha256
+from mssts.kernels import Library
 from mssts.manifest import Manifest
 from mssts.runners import load_runner
 from mssts.runners.device_buffers import DeviceBuffers
@@ -65,6 +66,17 @@ def test_an_engine_is_refused_without_its_companions_as_they_were(tmp_path):
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(MsstsError, match=r"model\.onnx\.data: no such file, though manifest\.json beside it names it"):
         OnnxRuntimeRunner(path, 1)
+
+
+def test_a_file_that_was_quantized_for_it_is_run_by_it(tmp_path, monkeypatch):
+    path = write_toy_engine(tmp_path)
+    monkeypatch.setattr("mssts.runners.library", lambda name: Library(name, None, ""))  # as if OpenVINO had our kernels
+    for target, expected in (("cpu-onnxruntime", "onnxruntime"), ("cpu", "openvino")):
+        made = {"quantization": {"target": target}}
+        replace(Manifest.read(tmp_path), provenance=made).write(tmp_path)
+        if expected == "openvino":
+            pytest.importorskip("openvino")
+        assert load_runner(path, 1).describe()["name"] == expected
 
 
 @pytest.mark.skipif(CUDA[0] in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA")

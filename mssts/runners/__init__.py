@@ -139,11 +139,14 @@ def _has_cuda_provider() -> bool:
 
 
 def _prefers_openvino(file: Path) -> bool:
-    """Whether OpenVINO shall run a file: it is installed, and has our kernels or is alone in knowing the precision."""
+    """Whether OpenVINO shall run a file: it is installed, and has our kernels or is alone in knowing the precision; and
+    the file was not quantised for ONNX Runtime."""
     if importlib.util.find_spec("openvino") is None:
         return False
-    has_manifest = (file.parent / FILE_NAME).exists()
-    return not library("openvino").reason or (has_manifest and Manifest.read(file).precision == "bf16")
+    manifest = Manifest.read(file) if (file.parent / FILE_NAME).exists() else None
+    if manifest is not None and manifest.provenance.get("quantization", {}).get("target") == "cpu-onnxruntime":
+        return False
+    return not library("openvino").reason or (manifest is not None and manifest.precision == "bf16")
 
 
 def _torch_runner(checkpoint: Path, threads: int | None, runner: str) -> TorchRunner:
