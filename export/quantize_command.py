@@ -27,10 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude", type=Path, metavar="FILE",
         help="layers that stay in floating point, a glob of node names a line (default: export/exclusions/default.txt)",
     )  # fmt: skip
-    parser.add_argument("--evaluate", type=Path, metavar="JSON", help="a data set to measure AP on, before and after")
+    parser.add_argument(
+        "--data",
+        "--evaluate",
+        dest="evaluate",
+        type=Path,
+        metavar="JSON",
+        help="a data set to measure AP on, before and after",
+    )
     parser.add_argument(
         "--max-ap-drop", type=float, default=0.5, metavar="POINTS",
-        help="with --evaluate: points of AP that may be lost, else exit code 1 (default: %(default)s)",
+        help="with --data: points of AP that may be lost, else exit code 1 (default: %(default)s)",
     )  # fmt: skip
 
 
