@@ -223,3 +223,16 @@ def test_unknown_presets_are_told_with_those_there_are():
 
     with pytest.raises(MsstsError, match=r"unknown preset 'huge'; expected one of: .*mssts_r50.*tiny"):
         preset("huge")
+
+
+def test_small_frames_in_bf16_depend_on_nothing_but_the_frames():
+    """As small as those of the fast tests of training: the coarsest map is one wide, of one that is two wide."""
+    model = build(tiny().model)
+    clip, size = images(1, 7, 72, 64), sizes((72, 64))
+    answers = []
+    for _ in range(20):
+        freed = [torch.full((n,), float("nan")) for n in (10**3, 10**4, 10**5, 10**6)]
+        del freed  # what reads memory that nobody wrote finds this
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            answers.append(model(clip, size).encoded_BTSC)
+    assert all(torch.equal(answer, answers[0]) for answer in answers)

@@ -109,8 +109,23 @@ class MSSTSVIS(nn.Module):
         return self.mask_head(instance, centre, prediction.sizes_B2, prediction.mask_features_BTChw)
 
 
+class _StridedConvolution(nn.Conv2d):
+    """Of stride 2, to a further scale. Under autocast on a processor it computes in fp32: oneDNN's convolution in bf16 for
+    AMX (seen in PyTorch 2.13) reads memory that nobody wrote where a map is one or two wide, and gives other values each
+    time, NaN among them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_cpu and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+
 def _projection(channels: int, width: int, kernel: int) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, width, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2)
+    if kernel == 1:
+        convolution = nn.Conv2d(channels, width, 1)
+    else:
+        convolution = _StridedConvolution(channels, width, kernel, stride=2, padding=kernel // 2)
     nn.init.xavier_uniform_(convolution.weight)
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
