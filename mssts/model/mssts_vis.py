@@ -110,9 +110,11 @@ class MSSTSVIS(nn.Module):
 
 
 class _StridedConvolution(nn.Conv2d):
-    """Of stride 2, to a further scale. Under autocast on a processor it computes in fp32: oneDNN's convolution in bf16 for
-    AMX (seen in PyTorch 2.13) reads memory that nobody wrote where a map is one or two wide, and gives other values each
-    time, NaN among them."""
+    """Of stride 2, to a further scale. Under autocast on a processor it computes in fp32.
+
+    oneDNN's convolution in bf16 for AMX (seen in PyTorch 2.13) reads memory that nobody wrote where a map is one or two
+    wide, and gives other values each time, NaN among them.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cpu and torch.is_autocast_enabled("cpu"):
