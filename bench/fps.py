@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bench.arguments import check_positive, frame_size
 from mssts.errors import MsstsError
 from mssts.files import write_json
+from mssts.manifest import FixedShape
 from mssts.provenance import cpu_count, provenance
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table and writes the file. Exit code 1 if an engine was refused or none could run."""
     size = frame_size(arguments.size)
     check_positive(arguments, "frames", "batch", "threads", "repeats")
-    candidates, absent = _candidates(arguments)
     setting = Setting(size, arguments.frames, arguments.batch, arguments.threads)
+    candidates, absent = _candidates(arguments, setting)
     report = measure(candidates, setting, arguments.repeats, not arguments.no_memory)
     report["not_measured"] = absent + report["not_measured"]
     report = {
@@ -71,15 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
     return int(any(entry["refused"] for entry in report["not_measured"]) or not report["rows"])
 
 
-def _candidates(arguments: argparse.Namespace) -> tuple[list[Candidate], list[dict[str, Any]]]:
+def _candidates(arguments: argparse.Namespace, setting: Setting) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """What is to be measured, exports made; and what cannot be, with the reason."""
     from bench.fps_engines import PRECISIONS, RUNNERS, Candidate, build, check_names, export, why_not_installed
 
     runners, precisions = arguments.runners.split(","), arguments.precision.split(",")
     check_names("runners", runners, list(RUNNERS))
     check_names("precision", precisions, PRECISIONS)
-    height, width = frame_size(arguments.size)
-    shape = f"{arguments.batch}x{arguments.frames}x{height}x{width}"
+    shape = str(FixedShape(setting.batch, setting.frames, *setting.size))
     found, absent = [], []
     for variant, checkpoint in _checkpoints(arguments).items():
         exports: dict[str, Path | MsstsError] = {}

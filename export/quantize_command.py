@@ -59,5 +59,5 @@ def run(arguments: argparse.Namespace) -> int:
         largest, median = difference[f"{name}_max"], difference[f"{name}_median"]
         print(f"  {name:6} differ by up to {largest:.3f}, median {median:.4f}")
     print(f"  masks  agree to an IoU of {difference['mask_iou_mean']:.4f}, at least {difference['mask_iou_min']:.4f}")
-    print("\n".join(ap_lines(manifest.checks)) or "AP was not measured; --evaluate JSON does it")
+    print("\n".join(ap_lines(manifest.checks)) or "AP was not measured; --data JSON does it")
     return 0
