@@ -19,8 +19,9 @@ from mssts.ops import exporting
 from mssts.ops.exporting import DOMAIN
 from mssts.ops.function_bodies import DOMAIN_VERSION, function_bodies
 
-# Traced at sizes of which no two are equal, so that none can pass for another.
-_TRACED = {"B": 2, "T": 3, "H": 88, "W": 120}
+# Traced at sizes of which no two are equal, so that none can pass for another; and so large that no map has a side of
+# one token or, in Swin, of one window of 12 tokens: the exporter takes what is 1 for a constant.
+TRACED = {"B": 2, "T": 3, "H": 440, "W": 904}
 
 
 def export_graph(engine: Engine, metadata: dict[str, str], options: ExportOptions | None = None) -> onnx.ModelProto:
@@ -31,7 +32,7 @@ def export_graph(engine: Engine, metadata: dict[str, str], options: ExportOption
     options = options or ExportOptions()
     engine = engine.eval()
     fixed = options.shape
-    B, T, H, W = (fixed.clips, fixed.frames, fixed.height, fixed.width) if fixed else _TRACED.values()
+    B, T, H, W = (fixed.clips, fixed.frames, fixed.height, fixed.width) if fixed else TRACED.values()
     frames = torch.zeros(B, T, H, W, 3, dtype=torch.uint8)
     sizes = torch.tensor([[H, W]] + [[H - 8, W - 24]] * (B - 1), dtype=torch.int32)
     dim = torch.export.Dim.DYNAMIC

@@ -36,15 +36,38 @@ def _ceil_div(length: int, divisor: int) -> int:
     return (length + divisor - 1) // divisor
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The tokens of an image of `height` × `width` pixels, one for each square of `stride` pixels, begun ones included.
+
+    Each map's size follows from the image's, not from the map before: ⌈⌈H/4⌉/2⌉ is ⌈H/8⌉, but under export, where sizes
+    are symbols, the nested form grows from stage to stage, and minutes go into its simplification.
+    """
+
+    height: int
+    width: int
+    stride: int
+
+    def cells(self, tokens: int = 1) -> tuple[int, int]:
+        """Rows and columns of squares of `tokens` × `tokens` tokens."""
+        side = self.stride * tokens
+        return _ceil_div(self.height, side), _ceil_div(self.width, side)
+
+    def merged(self) -> Grid:
+        """The grid of twice the stride."""
+        return Grid(self.height, self.width, 2 * self.stride)
+
+
 class Windows:
-    """How a map of `height` × `width` tokens, shifted cyclically up and to the left, is cut into windows.
+    """How the map of a grid, shifted cyclically up and to the left, is cut into windows of `window` × `window` tokens.
 
     Sizes may be symbolic (under export): nothing here branches on them.
     """
 
-    def __init__(self, height: int, width: int, window: int, shift: int) -> None:
-        self.height, self.width, self.window, self.shift = height, width, window, shift
-        self.rows, self.columns = _ceil_div(height, window), _ceil_div(width, window)
+    def __init__(self, grid: Grid, window: int, shift: int) -> None:
+        self.window, self.shift = window, shift
+        self.height, self.width = grid.cells()
+        self.rows, self.columns = grid.cells(window)
 
     def split(self, x_NHWC: Tensor) -> Tensor:
         """[N, H, W, C] → [N, G, L, C]."""
@@ -158,10 +181,9 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * width)
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
-    def forward(self, x_NHWC: Tensor) -> Tensor:
-        """[N, H, W, C] → [N, ⌈H/2⌉, ⌈W/2⌉, 2C]."""
-        H, W = x_NHWC.shape[1:3]
-        rows, columns = _ceil_div(H, 2), _ceil_div(W, 2)
+    def forward(self, x_NHWC: Tensor, grid: Grid) -> Tensor:
+        """[N, H, W, C], the map of `grid` → [N, ⌈H/2⌉, ⌈W/2⌉, 2C]."""
+        (H, W), (rows, columns) = grid.cells(), grid.cells(2)
         x = F.pad(x_NHWC, (0, 0, 0, columns * 2 - W, 0, rows * 2 - H))
         x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))  # column-major, as it was trained
@@ -176,14 +198,13 @@ class SwinStage(nn.Module):
         self.blocks = nn.ModuleList(SwinBlock(width, heads, window, probability) for probability in drop_paths)
         self.downsample = PatchMerging(width) if merge else None
 
-    def forward(self, x_NHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """→ the stage's features [N, H, W, C], and what the next stage starts from."""
-        H, W = x_NHWC.shape[1:3]
-        still, shifted = Windows(H, W, self.window, 0), Windows(H, W, self.window, self.window // 2)
+    def forward(self, x_NHWC: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The map of `grid` → the stage's features [N, H, W, C], and what the next stage starts from."""
+        still, shifted = Windows(grid, self.window, 0), Windows(grid, self.window, self.window // 2)
         mask_GLL = shifted.mask(x_NHWC)
         for i, block in enumerate(self.blocks):
             x_NHWC = block(x_NHWC, shifted, mask_GLL) if i % 2 else block(x_NHWC, still, None)
-        return x_NHWC, x_NHWC if self.downsample is None else self.downsample(x_NHWC)
+        return x_NHWC, x_NHWC if self.downsample is None else self.downsample(x_NHWC, grid)
 
 
 class PatchEmbedding(nn.Module):
@@ -194,11 +215,13 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(3, width, 4, 4)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, images_N3HW: Tensor) -> Tensor:
-        """→ [N, ⌈H/4⌉, ⌈W/4⌉, C]."""
+    def forward(self, images_N3HW: Tensor) -> tuple[Tensor, Grid]:
+        """→ the map [N, ⌈H/4⌉, ⌈W/4⌉, C], and its grid."""
         H, W = images_N3HW.shape[2:]
-        images = F.pad(images_N3HW, (0, _ceil_div(W, 4) * 4 - W, 0, _ceil_div(H, 4) * 4 - H))
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+        grid = Grid(H, W, stride=4)
+        rows, columns = grid.cells()
+        images = F.pad(images_N3HW, (0, columns * 4 - W, 0, rows * 4 - H))
+        return self.norm(self.proj(images).permute(0, 2, 3, 1)), grid
 
 
 class SwinTransformer(nn.Module):
@@ -226,10 +249,11 @@ class SwinTransformer(nn.Module):
 
     def forward(self, images_N3HW: Tensor) -> list[Tensor]:
         """Normalised images [N, 3, H, W] → features [N, C_i, ⌈H/s⌉, ⌈W/s⌉] for s = 8, 16, 32."""
-        x_NHWC = self.patch_embed(images_N3HW)
+        x_NHWC, grid = self.patch_embed(images_N3HW)
         features = []
         for stage, layer in enumerate(self.layers):
-            stage_NHWC, x_NHWC = layer(x_NHWC)
+            stage_NHWC, x_NHWC = layer(x_NHWC, grid)
+            grid = grid.merged()
             if stage > 0:
                 features.append(self.get_submodule(f"norm{stage}")(stage_NHWC).permute(0, 3, 1, 2))
         return features
