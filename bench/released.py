@@ -158,7 +158,7 @@ def _attend(
     """Deformable attention [1, T, Q, C], frame by frame. Without a reference the tokens attend from where they are."""
     B, T, S, C = tokens_BTSC.shape
     M, L, P, Q = attention.heads, attention.levels, attention.points, query_BTQC.shape[2]
-    value = attention.value_proj(tokens_BTSC).masked_fill(geometry.padding_BS[:, None, :, None], 0.0)
+    value = attention.value_proj(tokens_BTSC).masked_fill(geometry.valid_BS[:, None, :, None] == 0, 0.0)
     value = value.view(B, T, S, M, C // M)
     offsets = attention.sampling_offsets(query_BTQC).view(B, -1, Q, M, L, P, 2)
     weights = attention.attention_weights(query_BTQC).view(B, -1, Q, M, L * P).softmax(-1).view(B, -1, Q, M, L, P)

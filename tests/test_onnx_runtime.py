@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +53,34 @@ def test_answers_outlive_the_next_inference(file):
     buffers.run({**feeds(0), contract.FRAMES.name: 255 - feeds(0)[contract.FRAMES.name]})
     for now, then in zip(first, kept, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+_GROWTH = """
+import sys
+from pathlib import Path
+import numpy as np
+from mssts.runners.onnx_runtime import OnnxRuntimeRunner
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+runner = OnnxRuntimeRunner(Path(sys.argv[1]))
+clip = np.zeros((1, 5, 360, 640, 3), np.uint8), np.array([[360, 640]], np.int32)
+pages = [resident()]
+for _ in range(3):
+    runner.infer(*clip)
+    pages.append(resident())
+print(*np.diff(pages))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+def test_the_second_inference_takes_the_memory_of_the_first(exported):
+    """ONNX Runtime would plan for a shape that it has seen, and hold both the planned block and the first one's."""
+    program = [sys.executable, "-c", _GROWTH, str(exported[1] / "model.onnx")]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    first, *later = map(int, done.stdout.split())
+    assert sum(later) < first / 4
 
 
 def test_an_engine_is_refused_without_its_companions_as_they_were(tmp_path):

@@ -45,9 +45,10 @@ class DeformableAttention(nn.Module):
         """→ [B, T, Q, C]. `query` may have one frame (T = 1) that serves all frames of `tokens`."""
         B, T, S, C = tokens_BTSC.shape
         Q, M, L, P = query_BTQC.shape[2], self.heads, self.levels, self.points
-        value = self.value_proj(tokens_BTSC).masked_fill(geometry.padding_BS[:, None, :, None], 0.0)
-        offsets = self.sampling_offsets(query_BTQC).expand(B, T, Q, -1)
-        logits = self.attention_weights(query_BTQC).expand(B, T, Q, -1)
+        value = self.value_proj(tokens_BTSC) * geometry.valid_BS[:, None, :, None]
+        offsets, logits = self.sampling_offsets(query_BTQC), self.attention_weights(query_BTQC)
+        if query_BTQC.shape[1] == 1:  # elsewhere no such node is exported: runtimes would copy
+            offsets, logits = offsets.expand(B, T, Q, -1), logits.expand(B, T, Q, -1)
         sampled = ms_deform_attn(
             value.reshape(B * T, S, M, C // M),
             geometry.shapes_L2,

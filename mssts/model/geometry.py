@@ -15,7 +15,7 @@ class Geometry:
 
     shapes: list[tuple[int, int]]  # (h, w) of each scale, finest first
     shapes_L2: Tensor  # the same as int64
-    padding_BS: Tensor  # bool, true where a token is padding
+    valid_BS: Tensor  # 1 where a token is of the frame, 0 where it is padding
     valid_ratio_BL2: Tensor  # (x, y): the valid part of each scale
     position_BSC: Tensor  # sine position embedding, without the learned embedding of the scale
     reference_BSL2: Tensor  # centre of each token as (x, y) in [0, 1] of each scale, in the padded frame
@@ -60,17 +60,18 @@ def build_geometry(
 ) -> Geometry:
     """The geometry of clips of valid sizes `sizes_B2` (height, width) inside padded frames of height × width.
 
-    Computed in fp32, whatever the `dtype` of the tokens; only positions are in `dtype`, and in fp64 all of it is.
+    Computed in fp32, whatever the `dtype` of the tokens; only positions and the mask are in `dtype`, and in fp64 all of
+    it is.
 
     A token is padding if the pixel that nearest-neighbour downsampling picks for it is (as the released code has it).
     """
     device = sizes_B2.device
     wide = torch.promote_types(dtype, torch.float32)
-    padding, ratios, positions, centres = [], [], [], []
+    valid, ratios, positions, centres = [], [], [], []
     for h, w in shapes:
         valid_h_Bh = _nearest(h, height, device) < sizes_B2[:, :1]
         valid_w_Bw = _nearest(w, width, device) < sizes_B2[:, 1:]
-        padding.append(~(valid_h_Bh[:, :, None] & valid_w_Bw[:, None, :]).flatten(1))
+        valid.append((valid_h_Bh[:, :, None] & valid_w_Bw[:, None, :]).flatten(1))
         ratios.append(torch.stack((valid_w_Bw.float().mean(1), valid_h_Bh.float().mean(1)), -1))
         positions.append(sine_position(valid_h_Bh, valid_w_Bw, periods))
         y, x = _centres(h, device), _centres(w, device)
@@ -83,7 +84,7 @@ def build_geometry(
     return Geometry(
         shapes=shapes,
         shapes_L2=torch.stack([torch.stack((_scalar(h, device), _scalar(w, device))) for h, w in shapes]),
-        padding_BS=torch.cat(padding, 1),
+        valid_BS=torch.cat(valid, 1).to(dtype),
         valid_ratio_BL2=valid_ratio_BL2.to(wide),
         position_BSC=torch.cat(positions, 1).to(dtype),
         reference_BSL2=(reference_BS2[:, :, None] * valid_ratio_BL2[:, None]).to(wide),
