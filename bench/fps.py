@@ -7,6 +7,7 @@ does, or they are refused. Memory is that of a process of its own for each.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
@@ -74,48 +75,67 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _candidates(arguments: argparse.Namespace, setting: Setting) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """What is to be measured, exports made; and what cannot be, with the reason."""
-    from bench.fps_engines import PRECISIONS, RUNNERS, Candidate, build, check_names, export, why_not_installed
+    from bench.fps_engines import PRECISIONS, RUNNERS, Candidate, check_names
 
     runners, precisions = arguments.runners.split(","), arguments.precision.split(",")
     check_names("runners", runners, list(RUNNERS))
     check_names("precision", precisions, PRECISIONS)
-    shape = str(FixedShape(setting.batch, setting.frames, *setting.size))
+    exports = _Exports(arguments.cache, str(FixedShape(setting.batch, setting.frames, *setting.size)))
     found, absent = [], []
     for variant, checkpoint in _checkpoints(arguments).items():
-        exports: dict[str, Path | MsstsError] = {}
-        for runner in runners:
-            kind = RUNNERS[runner]
-            for precision in precisions:
-                candidate = Candidate(runner, variant, precision, str(checkpoint))
-                if precision not in kind.precisions:
-                    where = "a processor" if kind.device == "cpu" else "a GPU"
-                    absent.append(_absent(candidate, f"it has no {precision} on {where}"))
-                    continue
-                missing = why_not_installed(runner)  # before minutes go into an export for it
-                if missing:
-                    absent.append(_absent(candidate, missing))
-                    continue
-                if kind.takes != "checkpoint":
-                    if precision not in exports:
-                        print(f"exporting {variant} in {precision} (minutes the first time)", flush=True)
-                        try:
-                            exports[precision] = export(checkpoint, precision, arguments.cache)
-                        except MsstsError as error:
-                            exports[precision] = error
-                    made = exports[precision]
-                    if isinstance(made, MsstsError):
-                        absent.append(_absent(candidate, str(made)))
-                        continue
-                    if kind.takes == "plan":
-                        print(f"building {variant} in {precision} for {runner} (minutes the first time)", flush=True)
-                        try:
-                            made = build(made, runner, shape)
-                        except MsstsError as error:
-                            absent.append(_absent(candidate, str(error)))
-                            continue
-                    candidate = replace(candidate, path=str(made))
-                found.append(candidate)
+        for runner, precision in itertools.product(runners, precisions):
+            candidate = Candidate(runner, variant, precision, str(checkpoint))
+            try:
+                found.append(exports.with_what_it_loads(candidate))
+            except MsstsError as error:
+                absent.append(_absent(candidate, str(error)))
     return found, absent
+
+
+class _Exports:
+    """The exports and plans of a run, each made once; plans for one input shape."""
+
+    def __init__(self, folder: Path, shape: str) -> None:
+        self._folder, self._shape = folder, shape
+        self._made: dict[tuple[str, str], Path | MsstsError] = {}
+
+    def with_what_it_loads(self, candidate: Candidate) -> Candidate:
+        """The candidate, whose `path` is a checkpoint, with that of what its runner loads, which is made if need be.
+
+        Raises:
+            MsstsError: it cannot run here, or it could not be made; the message says why.
+        """
+        from bench.fps_engines import RUNNERS, build, why_not_installed
+
+        kind = RUNNERS[candidate.runner]
+        if candidate.precision not in kind.precisions:
+            where = "a processor" if kind.device == "cpu" else "a GPU"
+            raise MsstsError(f"it has no {candidate.precision} on {where}")
+        missing = why_not_installed(candidate.runner)  # before minutes go into an export for it
+        if missing:
+            raise MsstsError(missing)
+        if kind.takes == "checkpoint":
+            return candidate
+        made = self._export(candidate)
+        if kind.takes == "plan":
+            print(f"building {candidate} (minutes the first time)", flush=True)
+            made = build(made, candidate.runner, self._shape)
+        return replace(candidate, path=str(made))
+
+    def _export(self, candidate: Candidate) -> Path:
+        from bench.fps_engines import export
+
+        key = candidate.path, candidate.precision
+        if key not in self._made:
+            print(f"exporting {candidate.variant} in {candidate.precision} (minutes the first time)", flush=True)
+            try:
+                self._made[key] = export(Path(candidate.path), candidate.precision, self._folder)
+            except MsstsError as error:  # kept: the next runner that wants it would wait minutes to hear the same
+                self._made[key] = error
+        made = self._made[key]
+        if isinstance(made, MsstsError):
+            raise made
+        return made
 
 
 def _checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:

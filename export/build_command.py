@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print(manifest: Manifest, out: Path, kept: bool) -> None:
     from export.average_precision import ap_lines
+    from export.parity import parity_lines
 
     engine, checks = manifest.provenance["engine"], manifest.checks
     profile, network, parity = engine["profile"], checks["network"], checks["parity"]
@@ -93,10 +94,7 @@ def _print(manifest: Manifest, out: Path, kept: bool) -> None:
         print(f"  parity: {parity['reason']}")
     else:
         print(f"  parity with {parity['reference']} over {parity['compared']} instances:")
-        for error in parity["outputs"]:
-            print(
-                f"    {error['case']:20} {error['output']:12} max {error['max_abs']:.1e} (≤ {error['max_bound']:.1e})"
-                f"  rms {error['rms']:.1e} (≤ {error['rms_bound']:.1e})"
-            )
+        for line in parity_lines(parity):
+            print(f"    {line}")
     for line in ap_lines(checks):
         print(f"  {line}")

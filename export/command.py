@@ -88,16 +88,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print(manifest: Manifest, out: Path, verb: str) -> None:
     from export.average_precision import ap_lines
+    from export.parity import parity_lines
 
     parity = manifest.checks["parity"]
     shape = "any shape" if manifest.shape is None else str(manifest.shape)
     print(f"{verb} {out / manifest.artefact}: {manifest.preset}, {manifest.precision}, {shape}, top {manifest.top_k}")
     print(f"parity with PyTorch over {parity['compared']} instances (error against fp64; a faithful engine's bound):")
-    for error in parity["outputs"]:
-        print(
-            f"  {error['case']:20} {error['output']:12} max {error['max_abs']:.1e} (≤ {error['max_bound']:.1e})"
-            f"  rms {error['rms']:.1e} (≤ {error['rms_bound']:.1e})"
-        )
+    for line in parity_lines(parity):
+        print(f"  {line}")
     print(f"  thresholded masks agree to an IoU of {parity['mask_iou']:.6f} (≥ {parity['mask_iou_bound']:.6f})")
     for line in ap_lines(manifest.checks):
         print(line)

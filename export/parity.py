@@ -127,6 +127,15 @@ class ParityReport:
         }
 
 
+def parity_lines(report: dict[str, Any]) -> list[str]:
+    """The errors of a report's outputs beside their bounds, for people; `report` is as the manifest has it."""
+    return [
+        f"{error['case']:20} {error['output']:12} max {error['max_abs']:.1e} (≤ {error['max_bound']:.1e})"
+        f"  rms {error['rms']:.1e} (≤ {error['rms_bound']:.1e})"
+        for error in report["outputs"]
+    ]
+
+
 def cases(seed: int = 0, shape: FixedShape | None = None) -> list[Case]:
     """Hard inputs: one frame, odd sizes, padding, noise, none of the traced size; what of that a fixed shape allows."""
     rng = np.random.default_rng(seed)
