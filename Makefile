@@ -49,7 +49,7 @@ plugins: setup ## the kernels: CPU, CUDA, ONNX Runtime, TensorRT; what cannot be
 test: setup $(if $(CXX_FOUND),plugins) ## every test that runs without a GPU
 	$(BIN)/python -m pytest
 
-test-long: setup ## the tests that take minutes: whole engines through TensorRT-RTX's builder
+test-long: setup ## the tests that take minutes: whole presets exported, and through TensorRT-RTX's builder
 	$(BIN)/python -m pytest -m long
 
 test-gpu: setup plugins ## the tests that need an NVIDIA GPU; an error, not a skip, where there is none

@@ -23,6 +23,7 @@ from mssts.data.moving_shapes import CATEGORIES
 from mssts.errors import CheckFailed
 from mssts.manifest import FixedShape, Manifest
 from mssts.model.checkpoint import load_checkpoint
+from mssts.model.config import PRESETS
 from mssts.model.deployment import deployed
 from mssts.model.engine import Engine
 from mssts.model.random_weights import random_checkpoint
@@ -156,6 +157,17 @@ def test_a_preset_exports_without_a_checkpoint(tmp_path, monkeypatch, capsys):
     assert "tiny, fp32, 1x2x48x56, top 10" in capsys.readouterr().out
     manifest = Manifest.read(out)
     assert manifest.provenance["weights"] == "random weights of tiny"
+    assert manifest.checks["parity"]["holds"] is True
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "tiny"])
+def test_every_preset_of_the_paper_exports_for_any_shape(preset, tmp_path):
+    """Half an hour for all of them; 10 GB of memory for the largest."""
+    out = tmp_path / "engine"
+    assert main(["export", "--preset", preset, "--random-weights", "--out", str(out)]) == 0
+    manifest = Manifest.read(out)
+    assert (manifest.preset, manifest.shape) == (preset, None)
     assert manifest.checks["parity"]["holds"] is True
 
 
