@@ -41,7 +41,7 @@ class Grid:
     """The tokens of an image of `height` × `width` pixels, one for each square of `stride` pixels, begun ones included.
 
     Each map's size follows from the image's, not from the map before: ⌈⌈H/4⌉/2⌉ is ⌈H/8⌉, but under export, where sizes
-    are symbols, the nested form grows from stage to stage, and minutes go into its simplification.
+    are symbols, the nested form grows from stage to stage, and the time of the export with it.
     """
 
     height: int
