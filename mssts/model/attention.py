@@ -45,7 +45,8 @@ class DeformableAttention(nn.Module):
         """→ [B, T, Q, C]. `query` may have one frame (T = 1) that serves all frames of `tokens`."""
         B, T, S, C = tokens_BTSC.shape
         Q, M, L, P = query_BTQC.shape[2], self.heads, self.levels, self.points
-        value = self.value_proj(tokens_BTSC) * geometry.valid_BS[:, None, :, None]
+        value = self.value_proj(tokens_BTSC)
+        value = value * geometry.valid_BS[:, None, :, None].to(value.dtype)  # which autocast makes 16 bits
         offsets, logits = self.sampling_offsets(query_BTQC), self.attention_weights(query_BTQC)
         if query_BTQC.shape[1] == 1:  # elsewhere no such node is exported: runtimes would copy
             offsets, logits = offsets.expand(B, T, Q, -1), logits.expand(B, T, Q, -1)
