@@ -7,8 +7,9 @@ import resource
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mssts.memory import STATUS, resident_bytes
 
 if TYPE_CHECKING:
     from bench.fps import Setting
@@ -40,9 +41,8 @@ def _main(request: str) -> None:
 
 def _peak_bytes() -> int:
     """Of this program alone: on Linux `ru_maxrss` would count what the process was before it became this program."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    if STATUS.exists():
+        return resident_bytes("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 
 

@@ -6,7 +6,6 @@ has used does not hide what the next one needs.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -17,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.workloads import WORKLOADS
+from mssts.memory import resident_bytes, return_freed_memory
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -43,7 +43,6 @@ def _main(workload: str, dtype: str, direction: str, threads: str, seed: str, *n
 
     case = make_case(WORKLOADS[workload], "cpu", dtype, direction, int(threads), int(seed))
     case = replace(case, memory_only=True)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
     found: dict[str, float | None] = {}
     with settings(case):
         for name in names:
@@ -54,21 +53,15 @@ def _main(workload: str, dtype: str, direction: str, threads: str, seed: str, *n
                 continue
             prepared.call(0)  # what is allocated once, such as threads' stacks, is not a call's
             gc.collect()
-            trim(0)
+            return_freed_memory()
             _CLEAR.write_text("5")  # the high-water mark falls to what is resident now
-            before = _resident("VmRSS")
+            before = resident_bytes("VmRSS")
             outputs = prepared.call(0)
-            extra = _resident("VmHWM") - before - allocated_bytes(outputs, prepared)
+            extra = resident_bytes("VmHWM") - before - allocated_bytes(outputs, prepared)
             found[name] = round(max(extra, 0) / 1e6, 1)
             del outputs, prepared
             gc.collect()
     print(json.dumps(found))
-
-
-def _resident(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
-    lines = _STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import onnxruntime
 from mssts import contract
 from mssts import kernels as built
 from mssts.errors import MsstsError, first_line
+from mssts.memory import return_freed_memory
 from mssts.provenance import cpu_count
 from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput, Runner
@@ -69,7 +70,7 @@ class OnnxRuntimeRunner(Runner):
             raise MsstsError(f"this ONNX Runtime has no {', '.join(sorted(missing))}; it has {available}")
         self._device = "cuda" if wanted[0] == CUDA[0] else "cpu"
         self._session, self._kernels = self._load(wanted, kernels)
-        _return_free_memory()
+        return_freed_memory()
         if self._session.get_providers()[0] != wanted[0]:
             raise MsstsError(
                 f"{self._path}: ONNX Runtime cannot use {wanted[0]} here: there is no GPU, or not the CUDA and cuDNN "
@@ -161,13 +162,6 @@ def _configured(providers: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     """The providers with their options. fp32 is fp32: ONNX Runtime would multiply matrices in TF32."""
     options = {CUDA[0]: {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}}
     return [(name, options.get(name, {})) for name in providers]
-
-
-def _return_free_memory() -> None:
-    """Gives the system back what the allocator keeps of freed memory: after loading, as much as the weights take."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
 
 
 @functools.cache

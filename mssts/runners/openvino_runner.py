@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import threading
@@ -15,6 +14,7 @@ import numpy as np
 from mssts import contract
 from mssts import kernels as built
 from mssts.errors import MsstsError
+from mssts.memory import return_freed_memory
 from mssts.provenance import cpu_count
 from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput, Runner
@@ -122,13 +122,13 @@ class OpenVinoRunner(Runner):
             openvino_repairs.repair(model)
             # OpenVINO keeps the weights as they were read beside its own packed copy, and never looks at most of them
             # again: where they are pages of the file, those can go.
-            _return_freed_memory()
+            return_freed_memory()
             openvino_repairs.use_in_place(model, self._weights.arrays)
-            _return_freed_memory()
+            return_freed_memory()
             self._requests[shape] = self._core.compile_model(model, "CPU", self._options).create_infer_request()
             del model
             self._weights.forget()
-            _return_freed_memory()
+            return_freed_memory()
         self._requests.move_to_end(shape)
         return self._requests[shape]
 
@@ -194,12 +194,6 @@ def _add_extension(path: Path) -> tuple[str, str]:
     except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
         reason = f"{path} does not fit OpenVINO {openvino.__version__} ({_last_line(error)}); `make plugins` anew"
         return "", reason
-
-
-def _return_freed_memory() -> None:
-    """Gives back what the C library keeps of freed memory: of a file that was read, as much again as its weights."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # elsewhere than with glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _inlined(path: Path) -> bytes:
