@@ -11,7 +11,11 @@ from importlib import import_module
 
 HELP = "measure: fps (whole engines), kernels (the two ops), switches (what each of the paper's additions costs)"
 
-BENCHMARKS = {"fps": "bench.fps", "kernels": "bench.kernels", "switches": "bench.switches"}
+BENCHMARKS = {
+    "fps": "mssts.bench.fps.command",
+    "kernels": "mssts.bench.kernels.command",
+    "switches": "mssts.bench.switches",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

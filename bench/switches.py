@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.arguments import check_positive, frame_size
+from mssts.bench.arguments import check_positive, frame_size
 from mssts.files import write_json
 from mssts.model.config import BASELINE, Preset, Switches, preset
 from mssts.provenance import provenance

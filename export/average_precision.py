@@ -16,13 +16,13 @@ from mssts.errors import CheckFailed, MsstsError
 from mssts.evaluation import evaluate
 from mssts.evaluation.tracks import read_ground_truth
 from mssts.files import sha256
-from mssts.instances import Segmenter
 from mssts.manifest import Category, Manifest
-from mssts.media import open_source
-from mssts.pipeline import LocalSegmenter
-from mssts.predictor import PredictOptions, predict
-from mssts.results import RESULTS
+from mssts.media.sources import open_source
+from mssts.prediction.predictor import PredictOptions, predict
+from mssts.prediction.results import RESULTS
 from mssts.runners import is_checkpoint
+from mssts.segmenters.base import Segmenter
+from mssts.segmenters.local import LocalSegmenter
 
 NOT_MEASURED = "not measured here"
 MAX_DROP = 0.005

@@ -50,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports and prints the parity report."""
-    from export.average_precision import ApGate
-    from export.existing import existing_export
-    from export.exporter import export_checkpoint, export_model
-    from export.options import ExportOptions
     from mssts.errors import MsstsError
+    from mssts.export.average_precision import ApGate
+    from mssts.export.existing import existing_export
+    from mssts.export.exporter import export_checkpoint, export_model
+    from mssts.export.options import ExportOptions
     from mssts.manifest import FixedShape
     from mssts.model.config import preset
     from mssts.model.random_weights import random_checkpoint
@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(manifest: Manifest, out: Path, verb: str) -> None:
-    from export.average_precision import ap_lines
-    from export.parity import parity_lines
+    from mssts.export.average_precision import ap_lines
+    from mssts.export.parity import parity_lines
 
     parity = manifest.checks["parity"]
     shape = "any shape" if manifest.shape is None else str(manifest.shape)

@@ -6,20 +6,20 @@ import hashlib
 from pathlib import Path
 
 import mssts
-from export.average_precision import ApGate
-from export.options import ExportOptions
 from mssts.errors import MsstsError
+from mssts.export.average_precision import ApGate
+from mssts.export.options import ExportOptions
 from mssts.files import sha256
 from mssts.manifest import Manifest
 from mssts.model.config import preset
 
 # What decides an export besides the checkpoint: the source of these packages.
-_SOURCES = ("mssts/model", "mssts/ops", "mssts/contract.py", "export")
+_SOURCES = ("model", "ops", "contract.py", "export")
 
 
 def source_sha256() -> str:
     """A hash of the source code that an export depends on."""
-    root = Path(mssts.__file__).parent.parent
+    root = Path(mssts.__file__).parent
     digest = hashlib.sha256()
     for source in _SOURCES:
         path = root / source

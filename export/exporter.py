@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import mssts
-from export.average_precision import ApGate, Contender
-from export.existing import source_sha256
-from export.graph import export_graph
-from export.options import ExportOptions
-from export.parity import cases, measure
-from export.reference_runner import ReferenceRunner
-from export.saving import save_model
 from mssts.errors import MsstsError
+from mssts.export.average_precision import ApGate, Contender
+from mssts.export.existing import source_sha256
+from mssts.export.graph import export_graph
+from mssts.export.options import ExportOptions
+from mssts.export.parity import cases, measure
+from mssts.export.reference_runner import ReferenceRunner
+from mssts.export.saving import save_model
 from mssts.files import sha256
 from mssts.kernels import library
 from mssts.manifest import Manifest

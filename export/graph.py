@@ -11,9 +11,9 @@ import onnx
 import torch
 from onnx import helper
 
-from export.names import name_nodes
-from export.options import ExportOptions
 from mssts import contract
+from mssts.export.names import name_nodes
+from mssts.export.options import ExportOptions
 from mssts.model.engine import Engine
 from mssts.ops import exporting
 from mssts.ops.exporting import DOMAIN

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from export.alignment import align_weights
+from mssts.export.alignment import align_weights
 from mssts.files import sha256
 
 LARGEST_FILE = onnx.checker.MAXIMUM_PROTOBUF

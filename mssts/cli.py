@@ -1,7 +1,7 @@
-"""The `mssts` command: gathers the subcommands that each stage registers under the entry-point group `mssts.commands`.
+"""The `mssts` command: one table of subcommands, in the order of the pipeline.
 
-An entry point names a module with three things: `HELP` (one line), `add_arguments(parser)` and `run(arguments)`, which
-returns an exit code or None for 0. Such a module imports nothing heavy at its top, so that `mssts --help` is instant.
+A command is a module with three things: `HELP` (one line), `add_arguments(parser)` and `run(arguments)`, which returns
+an exit code or None for 0. Such a module imports nothing heavy at its top, so that `mssts --help` is instant.
 """
 
 from __future__ import annotations
@@ -10,34 +10,26 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
 
 import mssts
 from mssts.errors import MsstsError
 
-_GROUP = "mssts.commands"
-# The order of the pipeline, which is the order a newcomer needs them in.
-_ORDER = (
-    "demo",
-    "data",
-    "train",
-    "convert",
-    "evaluate",
-    "export",
-    "build-engine",
-    "quantize",
-    "describe",
-    "serve",
-    "predict",
-    "bench",
-    "info",
-)
-
-
-def _commands() -> dict[str, EntryPoint]:
-    found = {entry.name: entry for entry in entry_points(group=_GROUP)}
-    rank = {name: i for i, name in enumerate(_ORDER)}
-    return dict(sorted(found.items(), key=lambda item: (rank.get(item[0], len(rank)), item[0])))
+COMMANDS = {
+    "demo": "mssts.commands.demo",
+    "data": "mssts.commands.data",
+    "train": "mssts.training.command",
+    "convert": "mssts.commands.convert",
+    "export": "mssts.export.command",
+    "quantize": "mssts.export.quantization.command",
+    "build-engine": "mssts.export.tensorrt.command",
+    "serve": "mssts.commands.serve",
+    "predict": "mssts.commands.predict",
+    "evaluate": "mssts.commands.evaluate",
+    "bench": "mssts.bench.command",
+    "describe": "mssts.commands.describe",
+    "info": "mssts.commands.info",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="mssts", description="MS-STS VIS: train, export, serve, measure.")
     root.add_argument("--version", action="version", version=f"mssts {mssts.__version__}")
     subparsers = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, entry in _commands().items():
-        module = entry.load()
+    for name, path in COMMANDS.items():
+        module = import_module(path)
         sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)

@@ -20,11 +20,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory):
-    """(checkpoint, folder of its export, the model), of tests/small_model.py. Not to be changed."""
-    from small_model import awake_model, small
+    """(checkpoint, folder of its export, the model), of tests/support/small_model.py. Not to be changed."""
+    from support.small_model import awake_model, small
 
-    from export.exporter import export_checkpoint
     from mssts.data.moving_shapes import CATEGORIES
+    from mssts.export.exporter import export_checkpoint
     from mssts.model.checkpoint import save_checkpoint
 
     folder: Path = tmp_path_factory.mktemp("export")

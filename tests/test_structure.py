@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,30 +15,73 @@ STAGES = ("training", "export", "bench")
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level packages that a file imports, anywhere in it."""
+    """Rooms of this project that a file imports anywhere in it, such as `model` for `mssts.model.config`."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module.split(".")[0])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    names = [name.split(".") for name in found]
+    return {name[1] for name in names if name[0] == "mssts" and len(name) > 1} | {name[0] for name in names} & {*STAGES}
+
+
+def files_of(folder: str) -> list[Path]:
+    """The Python files of a top-level folder. Links, which `mssts` has to the stages, are not followed."""
+    found = [Path(root) / name for root, _, names in os.walk(ROOT / folder) for name in names if name.endswith(".py")]
+    assert found
     return found
 
 
 @pytest.mark.parametrize("folder", ["mssts", *STAGES, "triton_repo"])
 def test_imports_go_one_way(folder):
     forbidden = set(STAGES) - {folder}
-    files = list((ROOT / folder).rglob("*.py"))
-    assert files
-    offenders = {str(file.relative_to(ROOT)): names for file in files if (names := imported(file) & forbidden)}
+    offenders = {
+        str(file.relative_to(ROOT)): names for file in files_of(folder) if (names := imported(file) & forbidden)
+    }
     assert offenders == {}
+
+
+def test_the_check_of_imports_sees_a_stage(tmp_path):
+    file = tmp_path / "module.py"
+    for line in (
+        "import mssts.export",
+        "from mssts import export",
+        "from mssts.export.graph import x",
+        "import export",
+    ):
+        file.write_text(line, encoding="utf-8")
+        assert imported(file) & set(STAGES) == {"export"}, line
+
+
+def test_stages_are_imported_by_their_name_in_the_package():
+    """A checkout has `export/` on its path too, and two copies of a module would be two sets of classes."""
+    everywhere = [file for folder in ("mssts", *STAGES, "tests") for file in files_of(folder)]
+    offenders = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in everywhere
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if line.lstrip().startswith(
+            tuple(f"{word} {stage}{end}" for word in ("from", "import") for stage in STAGES for end in (".", " "))
+        )
+    ]
+    assert offenders == []
 
 
 @pytest.mark.parametrize(
     "module",
-    ["mssts.cli", "mssts.contract", "mssts.preprocessing", "mssts.postprocessing", "mssts.runners.onnx_runtime",
-     "mssts.pipeline", "mssts.client", "mssts.predictor", "mssts.evaluation"],
-)  # fmt: skip
+    [
+        "mssts.cli",
+        "mssts.contract",
+        "mssts.segmenters.preprocessing",
+        "mssts.segmenters.postprocessing",
+        "mssts.runners.onnx_runtime",
+        "mssts.segmenters.local",
+        "mssts.segmenters.triton",
+        "mssts.prediction.predictor",
+        "mssts.evaluation",
+    ],
+)
 def test_what_runs_inside_triton_or_on_a_client_does_not_load_torch(module):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

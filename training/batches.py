@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mssts.data.clips import Clip, ClipSource
-from training.matcher import Target
+from mssts.training.matcher import Target
 
 _MULTIPLE = 8  # batches are padded to it, so that masks of stride 4 cover the frame
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, and says where the checkpoint lies."""
-    from training.distributed import process_group
+    from mssts.training.distributed import process_group
 
     with process_group(_device(arguments.device)) as device:
         return _train(arguments, device)
@@ -53,10 +53,10 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
     from mssts.model.checkpoint import initialise, load_checkpoint
     from mssts.model.config import preset
     from mssts.model.pretrained import load_backbone_weights
-    from training.config import recipe
-    from training.distributed import rank
-    from training.sources import training_data
-    from training.trainer import MODEL_FILE, STATE_FILE, Trainer
+    from mssts.training.config import recipe
+    from mssts.training.distributed import rank
+    from mssts.training.sources import training_data
+    from mssts.training.trainer import MODEL_FILE, STATE_FILE, Trainer
 
     def say(line: str) -> None:
         if rank() == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mssts.data.clips import ClipTransform, RelativeCrop
-from training.criterion import LossWeights
+from mssts.training.criterion import LossWeights
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mssts.model.mssts_vis import MSSTSVIS, Prediction
-from training.boxes import generalised_iou, to_corners
-from training.matcher import MatchCosts, Target, match
+from mssts.training.boxes import generalised_iou, to_corners
+from mssts.training.matcher import MatchCosts, Target, match
 
 
 @dataclass(frozen=True)

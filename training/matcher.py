@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from training.boxes import generalised_iou, to_corners
+from mssts.training.boxes import generalised_iou, to_corners
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mssts.data.videos import read_videos
 from mssts.data.youtube_vis import VideoDataset
 from mssts.errors import MsstsError
 from mssts.manifest import Category
-from training.config import TrainConfig
+from mssts.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

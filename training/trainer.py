@@ -26,11 +26,11 @@ from mssts.model.config import Preset
 from mssts.model.engine import normalise
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.provenance import provenance
-from training.batches import Batch, batches, batches_in_epoch
-from training.config import TrainConfig
-from training.criterion import Criterion
-from training.discriminator import Discriminator, foreground, verdict_loss
-from training.distributed import (
+from mssts.training.batches import Batch, batches, batches_in_epoch
+from mssts.training.config import TrainConfig
+from mssts.training.criterion import Criterion
+from mssts.training.discriminator import Discriminator, foreground, verdict_loss
+from mssts.training.distributed import (
     broadcast_module,
     gather,
     rank,
@@ -39,8 +39,8 @@ from training.distributed import (
     synchronise_batch_norm,
     world_size,
 )
-from training.metric_log import MetricLog
-from training.recomputation import frozen_statistics, recompute_activations
+from mssts.training.metric_log import MetricLog
+from mssts.training.recomputation import frozen_statistics, recompute_activations
 
 STATE_FILE = "training_state.pt"
 MODEL_FILE = "model.safetensors"
@@ -84,8 +84,8 @@ class Trainer:
     The run folder holds `model.safetensors` (what to export), `training_state.pt` (what to resume from), `metrics.csv`,
     TensorBoard events and `run.json`. Every file is replaced atomically.
 
-    In a process group (`training.distributed`) each process has a `Trainer` of its own; they stay equal but for the
-    random numbers that dropout draws, and that of rank 0 writes the files.
+    In a process group (`mssts.training.distributed`) each process has a `Trainer` of its own; they stay equal but for
+    the random numbers that dropout draws, and that of rank 0 writes the files.
     """
 
     def __init__(

@@ -40,8 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from mssts.evaluation import evaluate, format_table
     from mssts.files import write_json
+    from mssts.prediction.results import merge_shards
     from mssts.provenance import provenance
-    from mssts.results import merge_shards
 
     first = arguments.results[0]
     whole = len(arguments.results) == 1 and not first.absolute().parent.name.startswith("shard-")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mssts.instances import Segmenter
-    from mssts.predictor import PredictReport
+    from mssts.prediction.predictor import PredictReport
+    from mssts.segmenters.base import Segmenter
 
 HELP = "track and segment the objects of videos, on a server, a local engine or a checkpoint"
 
@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts and prints a summary."""
-    from mssts.media import open_source
-    from mssts.predictor import PredictOptions, predict
+    from mssts.media.sources import open_source
+    from mssts.prediction.predictor import PredictOptions, predict
 
     shard = arguments.shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     out = arguments.out if shard[1] == 1 else arguments.out / f"shard-{shard[0]}-of-{shard[1]}"
@@ -87,10 +87,10 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _segmenter(arguments: argparse.Namespace) -> Segmenter:
     if arguments.url:
-        from mssts.client import TritonSegmenter
+        from mssts.segmenters.triton import TritonSegmenter
 
         return TritonSegmenter(arguments.url)
-    from mssts.pipeline import LocalSegmenter
+    from mssts.segmenters.local import LocalSegmenter
 
     return LocalSegmenter(arguments.model, runner=arguments.runner)
 

@@ -28,7 +28,7 @@ from mssts.evaluation.tracks import (
     read_video_id,
     read_videos,
 )
-from mssts.results import RESULTS
+from mssts.prediction.results import RESULTS
 
 _MAX_SHOWN = 50
 _LARGE = 200 << 20  # bytes; servers and browsers differ, so this gives a note and not a problem

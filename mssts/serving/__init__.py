@@ -1,1 +1,1 @@
-"""Serving: the real tritonserver on an exported engine. `mssts.client` talks to it."""
+"""Serving: the real tritonserver on an exported engine. `mssts.segmenters.triton` talks to it."""

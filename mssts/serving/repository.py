@@ -16,7 +16,7 @@ from mssts.runners import RUNNERS, is_checkpoint, model_path
 from mssts.serving.installation import make_temporary_folder
 from mssts.serving.model_config import STAGES, config_pbtxt
 
-_SOURCE = Path(mssts.__file__).resolve().parent.parent / "triton_repo"
+_SOURCE = Path(mssts.__file__).parent / "triton_repo"
 
 
 def _find_engine(model: Path) -> tuple[Path, Manifest]:

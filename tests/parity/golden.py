@@ -20,8 +20,8 @@ from torch import Tensor
 from mssts.model.config import BASELINE, mssts_r50
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.model.released import convert_released
-from training.criterion import Criterion
-from training.matcher import Target
+from mssts.training.criterion import Criterion
+from mssts.training.matcher import Target
 
 _KEYS = Path(__file__).resolve().parent.parent / "golden"  # NAME.keys.json of every released backbone
 # For the log alone: counts of argmaxes, which a rounding can change, and no losses.

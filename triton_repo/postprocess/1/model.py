@@ -3,8 +3,8 @@
 import numpy as np
 
 from mssts import contract
-from mssts.postprocessing import instances
 from mssts.runners.base import EngineOutput
+from mssts.segmenters.postprocessing import instances
 from mssts.serving.backend import answer, check_numpy
 
 

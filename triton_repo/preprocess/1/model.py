@@ -4,7 +4,7 @@ import numpy as np
 
 from mssts import contract
 from mssts.errors import MsstsError
-from mssts.preprocessing import decode_frames, engine_input
+from mssts.segmenters.preprocessing import decode_frames, engine_input
 from mssts.serving.backend import answer, check_numpy, manifest_of, model_parameters
 
 

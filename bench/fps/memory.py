@@ -1,0 +1,50 @@
+"""The memory of one engine: the peak of a process that loads it alone and runs two clips."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from mssts.memory import STATUS, resident_bytes
+
+if TYPE_CHECKING:
+    from mssts.bench.fps.command import Setting
+    from mssts.bench.fps.engines import Candidate
+
+
+def peak_memory_mb(candidate: Candidate, setting: Setting) -> float | None:
+    """MB (10⁶ bytes) that the process has had resident at most, libraries and loading included; None if it failed.
+
+    Memory of a GPU is not counted.
+    """
+    request = json.dumps({"candidate": asdict(candidate), "setting": asdict(setting)})
+    program = [sys.executable, "-m", "mssts.bench.fps.memory", request]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    return float(json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else None
+
+
+def _main(request: str) -> None:
+    from mssts.bench.fps.engines import Candidate, clip, load
+
+    wanted = json.loads(request)
+    setting = wanted["setting"]
+    runner = load(Candidate(**wanted["candidate"]), setting["threads"])
+    frames, sizes = clip(tuple(setting["size"]), setting["frames"], batch=setting["batch"])
+    for _ in range(2):
+        runner.infer(frames, sizes)
+    print(_peak_bytes() / 1e6)
+
+
+def _peak_bytes() -> int:
+    """Of this program alone: on Linux `ru_maxrss` would count what the process was before it became this program."""
+    if STATUS.exists():
+        return resident_bytes("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,1 @@
+"""8-bit versions of an exported model."""

@@ -1,0 +1,212 @@
+"""A graph in fp32 with its convolutions and linear layers in 8 bits, written as QuantizeLinear and DequantizeLinear.
+
+Weights are scaled per output channel and activations per tensor, both symmetrically: TensorRT takes nothing else, and
+OpenVINO needs a further pass over the activations where their zero is not 0. ONNX Runtime's CPU provider gains nothing
+from such a graph: for it activations are unsigned with a zero point, and nodes are as `onnxruntime_fusions` tells. What
+is excluded, and every node that is neither a convolution nor a product with constant weights, is left as it is: our ops
+and their bodies, norms, softmax. Only for ONNX Runtime, sums and pooling between convolutions are in 8 bits too.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from mssts.errors import MsstsError
+from mssts.export.quantization.onnxruntime_fusions import EightBits, eight_bits, own_biases, to_gemms
+
+FORMATS = ("int8", "fp8")
+# cpu is OpenVINO, gpu TensorRT. For processors biases are in int32, which TensorRT's parser refuses.
+_ONNX_RUNTIME = "cpu-onnxruntime"
+TARGETS = ("cpu", _ONNX_RUNTIME, "gpu")
+DEFAULT_EXCLUSIONS = Path(__file__).parent / "exclusions" / "default.txt"
+_OPS = ("Conv", "MatMul", "Gemm")
+_FP8_OPSET = 19  # QuantizeLinear knows E4M3 from there on
+_INT8_MAX = 127.0
+_E4M3_MAX = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)  # 448
+
+
+def read_exclusions(path: Path) -> list[str]:
+    """The globs of a file, one a line; `#` begins a comment.
+
+    Raises:
+        MsstsError: the file is absent, is not text, or has a line with spaces inside, which no node name has.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise MsstsError(
+            f"{path}: cannot be read as text; expected a file with a glob of node names a line, as {DEFAULT_EXCLUSIONS}"
+        ) from None
+    globs = []
+    for number, line in enumerate(lines, 1):
+        glob = line.partition("#")[0].strip()
+        if len(glob.split()) > 1:
+            raise MsstsError(f"{path}: line {number}: {glob!r}; expected one glob of node names, such as *.linear1/*")
+        if glob:
+            globs.append(glob)
+    return globs
+
+
+def quantizable(model: ModelProto, exclusions: Sequence[str]) -> tuple[list[NodeProto], list[str]]:
+    """The nodes that are to be quantised, and the names of those that the globs exclude."""
+    constants = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    nodes = [node for node in model.graph.node if node.op_type in _OPS and node.input[1] in constants]
+    excluded = {node.name for node in nodes if any(fnmatch.fnmatchcase(node.name, glob) for glob in exclusions)}
+    return [node for node in nodes if node.name not in excluded], sorted(excluded)
+
+
+def calibrated_tensors(model: ModelProto, nodes: Sequence[NodeProto], target: str) -> set[str]:
+    """The tensors whose ranges `quantized` needs."""
+    inputs = {node.input[0] for node in nodes}
+    return inputs | eight_bits(model, {node.name for node in nodes}).tensors if target == _ONNX_RUNTIME else inputs
+
+
+def quantized(
+    model: ModelProto, nodes: Sequence[NodeProto], ranges: TensorsData, number_format: str, target: str
+) -> ModelProto:
+    """The model with `nodes` (of `quantizable`) in `number_format` for `target`; `model` itself is unchanged.
+
+    Args:
+        model: in fp32.
+        nodes: of it.
+        ranges: of its `calibrated_tensors`.
+        number_format: one of `FORMATS`.
+        target: one of `TARGETS`; fp8 is for GPUs, whatever it says.
+
+    Raises:
+        MsstsError: an activation took on infinite values or none in the calibration.
+    """
+    names = {node.name for node in nodes}
+    for_onnx_runtime = target == _ONNX_RUNTIME and number_format == "int8"
+    passed_on = eight_bits(model, names) if for_onnx_runtime else EightBits(frozenset(), frozenset())
+    for node in nodes:
+        if not _is_finite(ranges, node.input[0]):
+            raise MsstsError(f"the input of {node.name} has no finite range over the calibration clips; exclude it")
+    for name in sorted(passed_on.tensors):
+        if not _is_finite(ranges, name):
+            raise MsstsError(f"{name} has no finite range over the calibration clips; exclude the layer that makes it")
+    result = ModelProto()
+    result.CopyFrom(model)
+    if for_onnx_runtime:
+        matrices = to_gemms(result, names)
+        own_biases(result, names)
+        result.graph.value_info.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, (None, None)) for name in matrices
+        )
+        known = {name: ranges[source] for name, source in matrices.items() if source in ranges}
+        ranges = TensorsData(CalibrationMethod.MinMax, dict(ranges.items()) | known)
+    quantizer = QDQQuantizer(
+        result,
+        per_channel=True,
+        # Without VNNI, x86 processors add two products of 8 bits in 16: 2 · 255 · 127 saturates, 2 · 255 · 64 does not.
+        # So the weights have 7 bits, as ONNX Runtime advises (`reduce_range`), and one file is right on all of them.
+        reduce_range=for_onnx_runtime,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8 if for_onnx_runtime else QuantType.QInt8,
+        tensors_range=ranges,
+        nodes_to_quantize=sorted(names | passed_on.pools),
+        nodes_to_exclude=[],
+        op_types_to_quantize=[*_OPS, "MaxPool"] if for_onnx_runtime else list(_OPS),
+        extra_options={
+            "ActivationSymmetric": not for_onnx_runtime,
+            "OpTypesToExcludeOutputQuantization": list(_OPS),  # only where the next layer takes 8 bits
+            "QDQKeepRemovableActivations": True,
+            "QuantizeBias": target != "gpu" and number_format == "int8",
+        },
+    )
+    # What a MaxPool gives is scaled as what it takes: the quantizer does that by itself.
+    for name in sorted(passed_on.tensors - _outputs(model, passed_on.pools)):
+        quantizer.quantize_activation_tensor(name)
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    result = quantizer.model.model
+    _spare_others(result, names | passed_on.pools, passed_on.tensors)
+    if number_format == "fp8":
+        _to_fp8(result, model)
+    for entry in result.metadata_props:
+        if entry.key == "precision":
+            entry.value = number_format
+    result.producer_name, result.producer_version = model.producer_name, model.producer_version
+    return result
+
+
+def _is_finite(ranges: TensorsData, name: str) -> bool:
+    return name in ranges and bool(np.isfinite(ranges[name].range_value).all())
+
+
+def _outputs(model: ModelProto, names: Collection[str]) -> set[str]:
+    return {output for node in model.graph.node if node.name in names for output in node.output}
+
+
+def _spare_others(model: ModelProto, names: set[str], eight_bit_tensors: Collection[str]) -> None:
+    """Gives nodes that are not quantised the tensor itself where a quantised one takes it in 8 bits.
+
+    But the shortcut of a residual block of convolutions stays in 8 bits: so it is fused with the convolution. And so do
+    `eight_bit_tensors`: ONNX Runtime fuses what makes them only if nobody takes them otherwise.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output}
+
+    def original(name: str) -> str:
+        dequantize = producers.get(name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            return name
+        quantize = producers.get(dequantize.input[0])
+        return name if quantize is None or quantize.input[0] in eight_bit_tensors else quantize.input[0]
+
+    for node in model.graph.node:
+        if node.name in names or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        sources = [producers.get(name) for name in node.input]
+        if node.op_type == "Add" and any(s and s.op_type == "Conv" and s.name in names for s in sources):
+            continue
+        for index, name in enumerate(node.input):
+            node.input[index] = original(name)
+
+
+def _to_fp8(model: ModelProto, original: ModelProto) -> None:
+    """Turns a graph that is quantised to int8 into the same in E4M3, whose greatest value is that of the range too."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {tensor.name: tensor for tensor in original.graph.initializer}
+    done: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        value, scale_name, zero_name = node.input
+        if scale_name not in done:
+            scale = numpy_helper.to_array(tensors[scale_name]) * np.float32(_INT8_MAX / _E4M3_MAX)
+            _replace(tensors[scale_name], scale)
+            zero = numpy_helper.to_array(tensors[zero_name])
+            if zero_name not in done:
+                _replace(tensors[zero_name], zero.astype(ml_dtypes.float8_e4m3fn))
+            done |= {scale_name, zero_name}
+        if value in tensors:
+            weight = numpy_helper.to_array(weights[value.removesuffix("_quantized")])
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            scale = numpy_helper.to_array(tensors[scale_name])
+            shape = [-1 if i == axis else 1 for i in range(weight.ndim)] if scale.ndim else []
+            scaled = np.clip(weight / scale.reshape(shape), -_E4M3_MAX, _E4M3_MAX)
+            _replace(tensors[value], scaled.astype(ml_dtypes.float8_e4m3fn))
+    for opsets in (model.opset_import, *(function.opset_import for function in model.functions)):
+        for entry in opsets:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = max(entry.version, _FP8_OPSET)
+
+
+def _replace(tensor: TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def check(model: ModelProto) -> None:
+    """onnx's own check of a graph that fits in memory."""
+    if model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
+        onnx.checker.check_model(model, full_check=False)

@@ -1,0 +1,262 @@
+"""An export becomes a TensorRT plan: parsed, checked, built, checked again, and only then written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mssts import contract, kernels
+from mssts.errors import CheckFailed, MsstsError
+from mssts.export.average_precision import NOT_MEASURED, ApGate
+from mssts.export.tensorrt.network import (
+    check_contract,
+    check_plugins,
+    check_precision,
+    check_report,
+    layers_of,
+    our_nodes,
+    parse_network,
+)
+from mssts.export.tensorrt.options import HARDWARE_COMPATIBILITY, BuildOptions, Profile
+from mssts.export.tensorrt.parity import check_ap, check_data, check_parity
+from mssts.export.tensorrt.progress import progress_monitor
+from mssts.files import atomic_path, sha256, write_json
+from mssts.manifest import FILE_NAME, Manifest
+from mssts.provenance import provenance
+from mssts.runners.tensorrt_library import PLAN, Gpu, first_gpu, load_plugins, message_log, tensorrt_module
+
+LAYERS = "layers.json"
+
+
+def build_engine(
+    model_dir: Path, out: Path, options: BuildOptions, gate: ApGate | None = None
+) -> tuple[Manifest, bool]:
+    """Writes `out/model.plan` and `out/manifest.json`, or nothing.
+
+    Where there is a GPU that runs it, the plan is loaded, its layer report is checked and saved as `layers.json`, its
+    outputs are compared with those of the ONNX file, and so is its AP on the gate's data, if there is a gate. Without
+    a GPU (TensorRT-RTX builds without) the checks are of the network, and the manifest says what was not measured.
+
+    Returns the plan's manifest, and whether the same build was there already and was kept.
+
+    Raises:
+        MsstsError: the export is absent or was edited, TensorRT is not installed or cannot parse it, a shape is wrong,
+            the data are absent or broken.
+        CheckFailed: the network or the plan is not what was asked for, or loses more AP than the gate allows.
+    """
+    source, onnx_path = _export(model_dir)
+    if out.resolve() == onnx_path.parent.resolve():
+        raise MsstsError(f"--out is the export's own folder {out}; its manifest would be overwritten: name another")
+    profile = options.profile(source)
+    trt = tensorrt_module(options.target)
+    gpu = first_gpu()
+    if gpu is None and options.target == "tensorrt":
+        raise MsstsError("tensorrt builds on the GPU that the plan is for, and there is none here; use tensorrt-rtx")
+    engine = _identity(trt, options, profile, source, gpu)
+    unmeasured = _why_unmeasured(trt, gpu, options)
+    kept = _existing(out, engine["key"])
+    if kept is not None and (gate is None or _scored(kept, gate, unmeasured)):
+        return kept, True
+    if gate is not None:
+        check_data(source, profile, gate)
+    log = message_log(trt)
+    builder = trt.Builder(log)
+    if options.uses_plugins:
+        load_plugins(builder.get_plugin_registry())
+    nodes = our_nodes(onnx_path)
+    network = parse_network(trt, log, builder, onnx_path)
+    check_contract(network, onnx_path)
+    layers = layers_of(network)
+    check_plugins(trt, layers, nodes, options.uses_plugins)
+    judged = check_precision(trt, layers, source.precision)
+    plan = _serialize(trt, log, builder, network, options, profile, source.precision)
+    checks: dict[str, Any] = {
+        "network": {"layers": len(layers), "plugins": nodes if options.uses_plugins else [], "in_precision": judged},
+        "layers": unmeasured,
+        "parity": {"holds": None, "reason": unmeasured},
+        **(gate.unmeasured(unmeasured) if gate is not None and unmeasured else {}),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as temporary:
+        candidate = Path(temporary) / PLAN
+        candidate.write_bytes(memoryview(plan))
+        size = candidate.stat().st_size
+        manifest = replace(
+            source,
+            artefact=PLAN,
+            artefact_sha256=sha256(candidate),
+            shape=profile.best if profile.least == profile.best == profile.most else None,
+            companions={},
+            checks=checks,
+            provenance={
+                "weights": source.provenance.get("weights"),
+                "onnx": {"sha256": source.artefact_sha256, "provenance": source.provenance},
+                "engine": {**engine, "bytes": size},
+                **provenance(),
+            },
+        )
+        if not unmeasured:
+            manifest.write(temporary)
+            report = _layer_report(trt, log, plan, options)
+            check_report(report, nodes, options.uses_plugins, source.precision)
+            write_json(Path(temporary) / LAYERS, report)
+            checks["layers"] = {"layers": len(report), "holds": True}
+            checks["parity"] = check_parity(source, onnx_path, candidate, profile, str(out / PLAN))
+            if gate is not None:
+                ap_checks, ran = check_ap(source, onnx_path, candidate, gate, options.uses_plugins)
+                checks |= ap_checks
+                manifest = replace(manifest, provenance={**manifest.provenance, "scored_with": ran})
+            manifest = replace(manifest, companions={LAYERS: sha256(Path(temporary) / LAYERS)}, checks=checks)
+        # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
+        for name in (*manifest.companions, PLAN):
+            (Path(temporary) / name).replace(out / name)
+        manifest.write(out)
+    return manifest, False
+
+
+def _export(model_dir: Path) -> tuple[Manifest, Path]:
+    """The manifest and the ONNX file of an export, both unchanged."""
+    source = Manifest.read(model_dir)
+    folder = model_dir if model_dir.is_dir() else model_dir.parent
+    path = folder / source.artefact
+    if path.suffix != ".onnx":
+        raise MsstsError(f"{path}: not an ONNX file; expected the folder that `mssts export` writes")
+    for name, digest in {source.artefact: source.artefact_sha256, **source.companions}.items():
+        if not (folder / name).is_file():
+            raise MsstsError(f"{folder / name}: no such file, but {FILE_NAME} names it; export the model again")
+        if sha256(folder / name) != digest:
+            raise MsstsError(
+                f"{folder / name}: was changed after its export (its SHA-256 differs from {FILE_NAME}); export the "
+                "model again"
+            )
+    return source, path
+
+
+def _identity(trt: Any, options: BuildOptions, profile: Profile, source: Manifest, gpu: Gpu | None) -> dict[str, Any]:
+    """What decides a plan; `key` is its hash."""
+    library = kernels.library("tensorrt")
+    plugin = sha256(library.path) if options.uses_plugins and library.path is not None else None
+    identity: dict[str, Any] = {
+        "target": options.target,
+        "tensorrt": trt.__version__,
+        "gpu": None if gpu is None else {"name": gpu.name, "capability": gpu.capability},
+        "plugin_sha256": plugin,
+        "options": options.to_json(),
+        "profile": profile.to_json(),
+    }
+    hashed = {**identity, "onnx": source.artefact_sha256, "companions": source.companions}
+    key = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    return {**identity, "key": key}
+
+
+def _why_unmeasured(trt: Any, gpu: Gpu | None, options: BuildOptions) -> str:
+    """Why the plan cannot be run on this machine; empty where it can."""
+    if gpu is None:
+        return f"{NOT_MEASURED}: no GPU"
+    if options.target == "tensorrt-rtx":
+        known = hasattr(trt.ComputeCapability, "SM" + gpu.capability.replace(".", ""))
+        if not known or gpu.capability not in (options.compute_capabilities or (gpu.capability,)):
+            return f"{NOT_MEASURED}: the plan is not for the {gpu.name} of this machine ({gpu.capability})"
+    return ""
+
+
+def _existing(out: Path, key: str) -> Manifest | None:
+    """The manifest in `out` if it describes an unchanged plan of this very build."""
+    try:
+        manifest = Manifest.read(out)
+    except MsstsError:
+        return None
+    plan = out / manifest.artefact
+    same = (
+        manifest.artefact == PLAN
+        and manifest.provenance.get("engine", {}).get("key") == key
+        and plan.is_file()
+        and sha256(plan) == manifest.artefact_sha256
+    )
+    return manifest if same else None
+
+
+def _scored(kept: Manifest, gate: ApGate, unmeasured: str) -> bool:
+    """Whether a plan that is there was scored on the gate's data, or could not be here either."""
+    return gate.has_measured(kept.checks) or (bool(unmeasured) and gate.is_of(kept.checks))
+
+
+def _serialize(
+    trt: Any, log: Any, builder: Any, network: Any, options: BuildOptions, profile: Profile, precision: str
+) -> Any:
+    """Builds the network; returns the plan's bytes."""
+    config = builder.create_builder_config()
+    shapes = builder.create_optimization_profile()
+    for spec in (contract.FRAMES, contract.SIZES):
+        shapes.set_shape(
+            spec.name,
+            *(
+                (shape.clips, shape.frames, shape.height, shape.width, 3)
+                if spec is contract.FRAMES
+                else (shape.clips, 2)
+                for shape in (profile.least, profile.best, profile.most)
+            ),
+        )
+    config.add_optimization_profile(shapes)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.workspace_gib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gib * 2**30))
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa are not what was asked for
+    level = HARDWARE_COMPATIBILITY[options.hardware_compatible]
+    if level != "NONE":
+        if not hasattr(trt.HardwareCompatibilityLevel, level):
+            raise MsstsError(f"TensorRT {trt.__version__} has no --hardware-compatible {options.hardware_compatible}")
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if options.compute_capabilities:
+        _set_capabilities(trt, config, options.compute_capabilities)
+    cache = _read_timing_cache(trt, config, options)
+    with progress_monitor(trt) as monitor:
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise MsstsError(f"TensorRT {trt.__version__} cannot build the engine: {log.last()}")
+    if cache is not None and options.timing_cache is not None:
+        with atomic_path(options.timing_cache) as path:
+            path.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    return plan
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        name = "SM" + capability.replace(".", "")
+        if not hasattr(trt.ComputeCapability, name):
+            known = [entry[2:-1] + "." + entry[-1] for entry in dir(trt.ComputeCapability) if entry.startswith("SM")]
+            raise MsstsError(f"--compute-capability {capability}: expected one of: {', '.join(known)}")
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+
+def _read_timing_cache(trt: Any, config: Any, options: BuildOptions) -> Any:
+    """Puts the timing cache into the configuration."""
+    path = options.timing_cache
+    if path is None:
+        return None
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise MsstsError(f"{path}: not a timing cache of this TensorRT ({trt.__version__}) and GPU; delete it")
+    return cache
+
+
+def _layer_report(trt: Any, log: Any, plan: Any, options: BuildOptions) -> list[dict[str, Any]]:
+    """What the built engine's inspector says of each layer."""
+    runtime = trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise CheckFailed(f"the built plan cannot be loaded again: {log.last()}; nothing was written")
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = json.loads(text).get("Layers", [])
+    return [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]

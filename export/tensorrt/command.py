@@ -1,0 +1,100 @@
+"""`mssts build-engine`: model.onnx → model.plan + manifest.json, for TensorRT or TensorRT-RTX."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mssts.manifest import Manifest
+
+HELP = "build a TensorRT or TensorRT-RTX engine from an export, checked layer by layer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="the folder that `mssts export` wrote")
+    parser.add_argument("--target", required=True, help="tensorrt, or tensorrt-rtx, which builds without a GPU")
+    parser.add_argument("--out", type=Path, required=True, help="folder for model.plan and manifest.json")
+    shape = "BxTxHxW"
+    parser.add_argument("--min", metavar=shape, help="the smallest input shape (default: one frame of 64x64)")
+    parser.add_argument(
+        "--opt", metavar=shape, help="the shape to tune for (default: one clip of the model's own size)"
+    )
+    parser.add_argument("--max", metavar=shape, help="the largest input shape (default: its long edge both ways)")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="measured kernels, read and added to")
+    parser.add_argument("--version-compatible", action="store_true", help="for later TensorRT of the same major, too")
+    parser.add_argument(
+        "--hardware-compatible", default="none", metavar="LEVEL", help="none, ampere+ or same (default: %(default)s)"
+    )
+    parser.add_argument("--workspace-gib", type=float, metavar="N", help="scratch memory a layer may use")
+    parser.add_argument(
+        "--compute-capability", action="append", default=[], metavar="X.Y",
+        help="a GPU to build for, as 8.9; may be repeated (tensorrt-rtx; default: all that it knows)",
+    )  # fmt: skip
+    parser.add_argument("--no-plugins", action="store_true", help="our ops as the function bodies that are in the file")
+    parser.add_argument(
+        "--data", type=Path, metavar="JSON",
+        help="a small data set with ground truth, YouTube-VIS or COCO-video: AP on it, of the export and of the plan",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-ap-drop", type=float, default=0.5, metavar="POINTS",
+        help="with --data: points of AP that the plan may lose, else exit code 1 (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--optimization-level", type=int, metavar="N", help="0 (fast build) to 5 (default: TensorRT's)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds and prints what was checked."""
+    from mssts.export.average_precision import ApGate
+    from mssts.export.tensorrt.builder import build_engine
+    from mssts.export.tensorrt.options import BuildOptions
+    from mssts.manifest import FixedShape
+
+    options = BuildOptions(
+        target=arguments.target,
+        least=FixedShape.parse("--min", arguments.min),
+        best=FixedShape.parse("--opt", arguments.opt),
+        most=FixedShape.parse("--max", arguments.max),
+        plugins=not arguments.no_plugins,
+        timing_cache=arguments.timing_cache,
+        version_compatible=arguments.version_compatible,
+        hardware_compatible=arguments.hardware_compatible,
+        workspace_gib=arguments.workspace_gib,
+        compute_capabilities=tuple(arguments.compute_capability),
+        optimization_level=arguments.optimization_level,
+    )
+    gate = None if arguments.data is None else ApGate(arguments.data, arguments.max_ap_drop / 100)
+    manifest, kept = build_engine(arguments.model_dir, arguments.out, options, gate)
+    _print(manifest, arguments.out, kept)
+    return 0
+
+
+def _print(manifest: Manifest, out: Path, kept: bool) -> None:
+    from mssts.export.average_precision import ap_lines
+    from mssts.export.parity import parity_lines
+
+    engine, checks = manifest.provenance["engine"], manifest.checks
+    profile, network, parity = engine["profile"], checks["network"], checks["parity"]
+    verb = "kept" if kept else "wrote"
+    print(
+        f"{verb} {out / manifest.artefact}: {manifest.preset}, {manifest.precision}, {engine['target']} "
+        f"{engine['tensorrt']}, {engine['bytes'] / 2**20:.1f} MiB"
+    )
+    print(f"  shapes {profile['min']} to {profile['max']}, tuned for {profile['opt']}")
+    plugins = len(network["plugins"])
+    print(
+        f"  network: {network['layers']} layers, {plugins} plugins, {network['in_precision']} convolutions and matrix "
+        f"products in {manifest.precision}"
+    )
+    layers = checks["layers"]
+    print(f"  built layers: {layers if isinstance(layers, str) else str(layers['layers']) + ' checked'}")
+    if parity["holds"] is None:
+        print(f"  parity: {parity['reason']}")
+    else:
+        print(f"  parity with {parity['reference']} over {parity['compared']} instances:")
+        for line in parity_lines(parity):
+            print(f"    {line}")
+    for line in ap_lines(checks):
+        print(f"  {line}")

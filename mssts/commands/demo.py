@@ -1,0 +1,169 @@
+"""`mssts demo`: the main job from end to end, through the real components, on this machine.
+
+Held-out MovingShapes (or a video of yours) → the shipped checkpoint exported to ONNX → the real tritonserver → the gRPC
+client → masks, pictures, AP and frames per second. Each stage is the command that one would type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mssts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mssts.evaluation.metrics import Metrics
+    from mssts.media.sources import VideoSource
+    from mssts.prediction.predictor import PredictReport
+
+HELP = "run the main job on this machine: shapes → ONNX → Triton → client → masks and AP"
+
+CHECKPOINT = Path(mssts.__file__).parent / "training" / "checkpoints" / "tiny.safetensors"
+# Training saw seed 1. A seed it never saw makes other videos: MovingShapes draws each from (seed, index).
+HELD_OUT_SEED = 20220
+VIDEOS = 40
+PICTURES = 6  # of the videos, the first so many are drawn
+SHEET = "contact_sheet.png"
+_SHEET_COLUMNS = 4
+_SHEET_IMAGE_WIDTH = 480
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="where everything goes (default: %(default)s)"
+    )
+    parser.add_argument("--video", type=Path, help="a video of yours instead of MovingShapes; then there is no AP")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="instead of the shipped one")
+    parser.add_argument("--videos", type=int, default=VIDEOS, help="held-out videos (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the held-out videos (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the stages, prints the table, and leaves everything in `--out`."""
+    from mssts.evaluation import evaluate
+    from mssts.files import read_json, write_json
+    from mssts.media.sources import open_source
+    from mssts.prediction.latency import stage_latency
+    from mssts.prediction.predictor import REPORT, RESULTS, PredictOptions, predict
+    from mssts.segmenters.triton import TritonSegmenter
+    from mssts.serving.repository import model_repository
+    from mssts.serving.server import TritonServer
+
+    out, engine = arguments.out, arguments.out / "engine"
+    if arguments.video is None:
+        data = out / f"shapes_{arguments.videos}_seed{arguments.seed}"
+        source_path = data / "instances.json"
+        _say(1, f"{arguments.videos} held-out MovingShapes videos")
+        if not source_path.exists():
+            _mssts("data", "synth", "--videos", arguments.videos, "--seed", arguments.seed, "--out", data)
+    else:
+        source_path = arguments.video
+        _say(1, f"your video {source_path}")
+    source = open_source(source_path)  # before the long steps, so that a wrong path is told at once
+
+    _say(2, "checkpoint → ONNX, checked against PyTorch")
+    _mssts("export", os.path.relpath(arguments.checkpoint), "--out", engine, "--reuse")
+
+    _say(3, "Triton serves it")
+    with model_repository(engine) as repository, TritonServer(repository) as server:
+        print(f"  tritonserver {server.version} is ready at {server.grpc_url}")
+        segmenter = TritonSegmenter(server.grpc_url)
+        try:
+            _say(4, "clips through the gRPC client")
+            predicted = predict(source, segmenter, out, PredictOptions(pictures=PICTURES))
+            latency = stage_latency(segmenter, _first_clip(source, segmenter.manifest.clip_frames))
+            version = segmenter.server_version
+            manifest = segmenter.manifest
+        finally:
+            segmenter.close()
+
+    metrics: Metrics | None = None
+    if arguments.video is None:
+        metrics = evaluate(source_path, out / RESULTS)
+    parity = manifest.checks["parity"]
+    report: dict[str, Any] = {
+        **(metrics.to_json() if metrics else {}),
+        **read_json(out / REPORT),
+        "engine": predicted.engine,
+        "server_version": version,
+        "parity_max_abs_error": max(parity["max_abs_error"].values()),
+        "parity": parity,
+        "latency_ms": latency,
+        "held_out_seed": arguments.seed if metrics else None,
+    }
+    write_json(out / REPORT, report)
+    _write_sheet(predicted, out)
+    _table(predicted, metrics, latency, out)
+    return 0
+
+
+def _first_clip(source: VideoSource, frames: int) -> np.ndarray | list[bytes]:
+    """The first clip of a source, as it is sent: encoded where the source is."""
+    import itertools
+
+    import numpy as np
+
+    first = list(itertools.islice(source.videos[0].frames(), frames))
+    encoded = [frame.encoded for frame in first if frame.encoded is not None]
+    return encoded if len(encoded) == len(first) else np.stack([frame.rgb_HWC for frame in first])
+
+
+def _say(number: int, text: str) -> None:
+    print(f"\n[{number}/4] {text}", flush=True)
+
+
+def _mssts(*arguments: object) -> None:
+    """Runs a command of ours in a process of its own, as a user would; ends this one with its exit code if it fails."""
+    words = [str(argument) for argument in arguments]
+    print(f"  $ mssts {shlex.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "mssts.cli", *words], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def _table(predicted: PredictReport, metrics: Metrics | None, latency: dict[str, float], out: Path) -> None:
+    rows: list[tuple[str, str]] = []
+    if metrics is not None:
+        names = ("ap", "ap50", "ap75", "ar1", "ar10")
+        rows += [(name.upper(), f"{100 * getattr(metrics, name):.1f}") for name in names]
+    rows += [
+        ("frames/s", f"{predicted.frames_per_second:.1f}"),
+        ("clips/s", f"{predicted.clips_per_second:.1f}"),
+    ]
+    rows += [(f"{stage}, ms a clip", f"{milliseconds:.1f}") for stage, milliseconds in latency.items()]
+    print(f"\n{predicted.frames} frames in {predicted.clips} clips, end to end through Triton on this machine:")
+    for name, value in rows:
+        print(f"  {name:24} {value:>8}")
+    first = next(video for video in predicted.videos if video.overlay)
+    print(f"\npictures  {out / SHEET}, and for each drawn video an overlay such as {out / str(first.overlay)}")
+    print(f"figures   {out / 'report.json'}\nresults   {out / 'results.json'}")
+
+
+def _write_sheet(predicted: PredictReport, out: Path) -> None:
+    """One picture of the whole run: a row of frames for every drawn video, read back from its overlay."""
+    import cv2
+    import numpy as np
+
+    from mssts.media.rendering import contact_sheet, write_png
+    from mssts.media.sources import open_source
+
+    images, captions = [], []
+    for video in predicted.videos:
+        if video.overlay is None:
+            continue
+        chosen = np.linspace(0, video.frames - 1, _SHEET_COLUMNS).round().astype(int).tolist()
+        for t, frame in enumerate(open_source(out / video.overlay).videos[0].frames()):
+            height, width = frame.rgb_HWC.shape[:2]
+            size = (_SHEET_IMAGE_WIDTH, round(_SHEET_IMAGE_WIDTH * height / width))
+            for _ in range(chosen.count(t)):  # a short video has a frame in several columns
+                images.append(cv2.resize(frame.rgb_HWC, size, interpolation=cv2.INTER_AREA))
+                captions.append(f"{video.name}, frame {t}")
+    write_png(out / SHEET, contact_sheet(images, _SHEET_COLUMNS, captions))

@@ -1,0 +1,1 @@
+"""Video files, image folders and data sets in, pictures and videos out."""

@@ -1,0 +1,1 @@
+"""Whole videos: windows are segmented, linked to tracks, drawn and written."""

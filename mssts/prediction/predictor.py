@@ -1,0 +1,364 @@
+"""Videos in, tracks and pictures out: what `mssts predict` does, for any source and any segmenter."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from mssts import contract
+from mssts.errors import MsstsError
+from mssts.files import write_json
+from mssts.media.images import encode_jpeg
+from mssts.media.sources import Frame, Video, VideoSource
+from mssts.prediction.overlay import Overlay
+from mssts.prediction.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
+from mssts.prediction.tracking import Linker, Track, windows
+from mssts.provenance import provenance
+from mssts.segmenters.base import Segmenter
+from mssts.segmenters.local import LocalSegmenter
+from mssts.segmenters.triton import TritonSegmenter
+
+ARCHIVE = "results.zip"
+
+# Instances below it change no average precision, but an engine returns as many as it is asked for in every window.
+_MIN_SCORE = 0.01
+# The released inference.py gives instances below it no mask. Such an entry matches nothing and ranks last, so leaving
+# it out, as we do, changes no figure of the evaluation.
+_MIN_SCORE_WHOLE_VIDEO = 0.001
+_MAX_TRACKS = 100  # a video; the official evaluation looks at no more
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict.
+
+    Attributes:
+        score_threshold: tracks whose score is below are not drawn; the results hold them all the same.
+        max_videos: of a data set, the first so many; all if None.
+        shard: (k, n): of those, every n-th from the k-th on, counting from 0, so that n processes share a data set.
+        pictures: of how many videos, the first ones, pictures are written; of all if None.
+        transfer: what the segmenter is sent. `auto`: the file's own bytes where frames are JPEG or PNG files, else raw
+            pixels; `jpeg`: as `auto`, but raw pixels are encoded first (fewer bytes, slightly other pixels); `raw`.
+        whole_video: each video is one clip, as in the paper and the released `inference.py`; nothing is linked. All its
+            frames, and what the model computes of them, are held at once.
+        archive: write `results.zip` too, which the benchmark's server takes.
+    """
+
+    score_threshold: float = 0.3
+    max_videos: int | None = None
+    shard: tuple[int, int] = (0, 1)
+    pictures: int | None = None
+    transfer: Literal["auto", "jpeg", "raw"] = "auto"
+    whole_video: bool = False
+    archive: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score_threshold <= 1:
+            raise MsstsError(f"the score threshold must be from 0 to 1, not {self.score_threshold}")
+        if self.max_videos is not None and self.max_videos < 1:
+            raise MsstsError(f"the number of videos must be at least 1, not {self.max_videos}")
+        if not 0 <= self.shard[0] < self.shard[1]:
+            raise MsstsError(f"the shard must be K/N with K from 0 to N-1, not {self.shard[0]}/{self.shard[1]}")
+        if self.pictures is not None and self.pictures < 0:
+            raise MsstsError(f"the number of videos with pictures must be at least 0, not {self.pictures}")
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What became of one video. `overlay` and `contact_sheet` are file names in the output folder, None without."""
+
+    id: int
+    name: str
+    frames: int
+    clips: int
+    tracks: int
+    overlay: str | None
+    contact_sheet: str | None
+
+
+@dataclass(frozen=True)
+class PredictReport:
+    """What was done and how long it took.
+
+    Attributes:
+        source: the path that was read.
+        engine: what ran, as it describes itself.
+        frames: of all videos.
+        clips: the windows they were cut into, which is how often the engine ran.
+        seconds: from the first frame read to the last track linked, without the drawing of pictures.
+        stage_seconds: where they went: `read` (and encoding for transfer, if asked for), `decode`, `engine`,
+            `postprocess`, `overhead` (of a server: queues, and copies from model to model), `transfer` (what a request
+            took beyond its time in the server: network and serialisation), `link`; and `render`, which comes on top.
+            A server's stages count what it did for others meanwhile.
+        videos: one report a video.
+        shard: as in `PredictOptions`.
+    """
+
+    source: str
+    engine: dict[str, Any]
+    frames: int
+    clips: int
+    seconds: float
+    stage_seconds: dict[str, float]
+    videos: tuple[VideoReport, ...]
+    shard: tuple[int, int]
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames of video a second, from end to end."""
+        return self.frames / self.seconds
+
+    @property
+    def clips_per_second(self) -> float:
+        """Clips a second, from end to end."""
+        return self.clips / self.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value, with the rates."""
+        rates = {"frames_per_second": self.frames_per_second, "clips_per_second": self.clips_per_second}
+        return {**asdict(self), **rates}
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds = {"read": 0.0, "segment": 0.0, "link": 0.0, "render": 0.0}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+    def reading(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """The same frames; the time that each takes to come counts as `read`."""
+        while True:
+            with self.stage("read"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+
+def predict(
+    source: VideoSource,
+    segmenter: Segmenter,
+    out: Path | str,
+    options: PredictOptions | None = None,
+    progress: bool = True,
+) -> PredictReport:
+    """Segments and tracks every video of a source.
+
+    Each video goes through the segmenter in the windows that its manifest states, whose instances are linked; a video
+    no longer than a window is one clip. No more than two windows of frames are held at once, however long the video,
+    unless `options.whole_video` asks for all of them.
+
+    Writes to the folder `out`: `results.json` (a YouTube-VIS submission; `results.zip` too if `options.archive` says
+    so), `report.json`, and for the first `options.pictures` videos an overlay `NAME.mp4` and a contact sheet
+    `NAME.png`. All of it appears in the end, or none.
+
+    Args:
+        source: from `mssts.media.sources.open_source`.
+        segmenter: a local engine or a server; it stays open.
+        options: `PredictOptions()` if None.
+        progress: show a progress bar if stderr is a terminal.
+
+    Raises:
+        MsstsError: a frame cannot be read, a clip was refused (a whole video that is more than a server takes is one),
+            or `out` cannot be written.
+    """
+    options = options or PredictOptions()
+    part, parts = options.shard
+    videos = source.videos[: options.max_videos][part::parts]
+    lengths = [video.length for video in videos if video.length is not None]
+    total = sum(lengths) if len(lengths) == len(videos) else None
+    entries: list[dict[str, Any]] = []
+    reports = []
+    clock = _Clock()
+    before = _segmenter_seconds(segmenter)
+    start = time.perf_counter()
+    with (
+        _staged(Path(out)) as folder,
+        tqdm(total=total, unit="frame", desc="predict", disable=None if progress else True) as bar,
+    ):
+        for i, video in enumerate(videos):
+            overlay = None
+            if options.pictures is None or i < options.pictures:
+                overlay = Overlay(folder, video, segmenter.manifest.categories, options.score_threshold)
+            tracks, video_report = _predict_video(video, segmenter, overlay, options, clock, bar)
+            entries += submission_entries(video.id, video.size, tracks, segmenter.manifest.categories)
+            reports.append(video_report)
+        seconds = time.perf_counter() - start - clock.seconds["render"]
+        after = _segmenter_seconds(segmenter)
+        report = PredictReport(
+            source=str(source.path),
+            engine=_describe(segmenter),
+            frames=sum(video_report.frames for video_report in reports),
+            clips=sum(video_report.clips for video_report in reports),
+            seconds=seconds,
+            stage_seconds=_split(clock.seconds, {stage: after[stage] - before[stage] for stage in after}),
+            videos=tuple(reports),
+            shard=options.shard,
+        )
+        write_submission(folder / RESULTS, entries)
+        if options.archive:
+            write_archive(folder / ARCHIVE, folder / RESULTS)
+        write_json(folder / REPORT, {**report.to_json(), **provenance()})
+    return report
+
+
+def _predict_video(
+    video: Video, segmenter: Segmenter, overlay: Overlay | None, options: PredictOptions, clock: _Clock, bar: tqdm
+) -> tuple[list[Track], VideoReport]:
+    linker = Linker()
+    clips = covered = 0
+    with _opened(overlay, clock):
+        waiting: list[Frame] = []  # of the last window, not drawn yet: the next one may change them
+        waiting_start = 0
+        for start, frames in _windows(video, segmenter, options.whole_video, clock):
+            if overlay is not None:
+                _draw(overlay, waiting[: start - waiting_start], waiting_start, linker, clock)
+                waiting, waiting_start = frames, start
+            with clock.stage("read"):
+                clip = _clip(frames, options.transfer)
+            with clock.stage("segment"):
+                found = segmenter.segment(clip, _MIN_SCORE_WHOLE_VIDEO if options.whole_video else _MIN_SCORE)
+            with clock.stage("link"):
+                linker.add(start, len(frames), found)
+            clips += 1
+            bar.update(start + len(frames) - covered)
+            covered = start + len(frames)
+        if overlay is not None:
+            _draw(overlay, waiting, waiting_start, linker, clock)
+    with clock.stage("link"):
+        tracks = linker.tracks()[:_MAX_TRACKS]
+    report = VideoReport(
+        id=video.id,
+        name=video.name,
+        frames=covered,
+        clips=clips,
+        tracks=len(tracks),
+        overlay=overlay.video_path.name if overlay else None,
+        contact_sheet=overlay.sheet_path.name if overlay else None,
+    )
+    return tracks, report
+
+
+def _windows(video: Video, segmenter: Segmenter, whole_video: bool, clock: _Clock) -> Iterator[tuple[int, list[Frame]]]:
+    """The clips of a video, as `mssts.prediction.tracking.windows`."""
+    manifest = segmenter.manifest
+    frames = clock.reading(video.frames())
+    if whole_video:
+        return iter([(0, _all_frames(video, segmenter, frames))])
+    return windows(frames, manifest.clip_frames, manifest.clip_overlap)
+
+
+def _all_frames(video: Video, segmenter: Segmenter, frames: Iterator[Frame]) -> list[Frame]:
+    """All frames of a video, unless a server would refuse them: then no more are read than it takes."""
+    if not isinstance(segmenter, TritonSegmenter):
+        return list(frames)
+    height, width = video.size
+    limit = min(contract.LIMITS.frames, contract.LIMITS.total_pixels // (height * width))
+    whole = list(itertools.islice(frames, limit + 1))
+    if len(whole) > limit:
+        raise MsstsError(
+            f"{video.name}: longer than the {limit} frames of {width}×{height} that a server takes in one clip; "
+            "predict without --whole-video, or with --model instead of --url"
+        )
+    return whole
+
+
+@contextmanager
+def _opened(overlay: Overlay | None, clock: _Clock) -> Iterator[None]:
+    """Opens and closes the pictures; encoding the last frames and the contact sheet counts as `render`."""
+    with ExitStack() as stack:
+        if overlay is not None:
+            with clock.stage("render"):
+                stack.enter_context(overlay)
+        yield
+        with clock.stage("render"):
+            stack.close()
+
+
+def _draw(overlay: Overlay, frames: Sequence[Frame], start: int, linker: Linker, clock: _Clock) -> None:
+    with clock.stage("render"):
+        for t, frame in enumerate(frames, start):
+            overlay.add(frame.rgb_HWC, linker.visible(t))
+
+
+def _clip(frames: Sequence[Frame], transfer: str) -> np.ndarray | list[bytes]:
+    """What is sent of a window's frames; see `PredictOptions.transfer`."""
+    encoded = [frame.encoded for frame in frames if frame.encoded is not None]
+    if transfer != "raw" and len(encoded) == len(frames):
+        return encoded
+    if transfer == "jpeg":
+        return [encode_jpeg(frame.rgb_HWC, _JPEG_QUALITY) for frame in frames]
+    return np.stack([frame.rgb_HWC for frame in frames])
+
+
+def _describe(segmenter: Segmenter) -> dict[str, Any]:
+    if isinstance(segmenter, LocalSegmenter):
+        return segmenter.describe()
+    precision = segmenter.manifest.precision
+    if isinstance(segmenter, TritonSegmenter):
+        return {"name": "triton", "version": segmenter.server_version, "precision": precision}
+    return {"name": type(segmenter).__name__, "precision": precision}
+
+
+def _segmenter_seconds(segmenter: Segmenter) -> dict[str, float]:
+    """What a segmenter has spent so far in each of its stages, where it tells."""
+    if isinstance(segmenter, LocalSegmenter):
+        return dict(segmenter.stage_seconds)
+    if isinstance(segmenter, TritonSegmenter):
+        times = segmenter.statistics()
+        models = {"decode": "preprocess", "engine": "engine", "postprocess": "postprocess"}
+        seconds = {stage: times[model].compute_ns / 1e9 for stage, model in models.items()}
+        return {**seconds, "server": times[contract.ENSEMBLE].total_ns / 1e9}
+    return {}
+
+
+def _split(seconds: dict[str, float], inside: dict[str, float]) -> dict[str, float]:
+    """The seconds by stage, with those of `segment` split into the segmenter's own.
+
+    A server counts on its own clock, and a model may start while the one before tidies up, so what remains for
+    `overhead` or `transfer` may come out a little below zero; it is nothing then.
+    """
+    stages = {stage: spent for stage, spent in inside.items() if stage != "server"}
+    if "server" in inside:
+        stages["overhead"] = max(inside["server"] - sum(stages.values()), 0.0)
+        stages["transfer"] = max(seconds["segment"] - inside["server"], 0.0)
+    return {
+        "read": seconds["read"],
+        **stages,
+        "link": seconds["link"],
+        "render": seconds["render"],
+    }
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """Yields a temporary folder whose files move into `out` if the block succeeds; else nothing of it is left."""
+    if out.exists() and not out.is_dir():
+        raise MsstsError(f"{out}: not a folder; name one to write the results to")
+    # On the same file system as `out`, so that files move by renaming.
+    beside = out if out.exists() else next(parent for parent in out.absolute().parents if parent.exists())
+    try:
+        temporary = tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}.")
+    except OSError as error:
+        raise MsstsError(f"{out}: cannot write there: {error.strerror}") from None
+    with temporary as name:
+        yield Path(name)
+        out.mkdir(parents=True, exist_ok=True)
+        for path in Path(name).iterdir():
+            path.replace(out / path.name)

@@ -1,0 +1,72 @@
+"""Writes results in the format of a YouTube-VIS submission, which `mssts evaluate` and the benchmark's server read."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mssts.errors import MsstsError
+from mssts.files import atomic_path, read_json, write_text
+from mssts.manifest import Category
+from mssts.prediction.tracking import Track
+
+REPORT = "report.json"  # beside the results
+RESULTS = "results.json"  # the name that the benchmark's server looks for in an archive
+
+
+def submission_entries(
+    video_id: int, size: tuple[int, int], tracks: Iterable[Track], categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """The entries of one video: one a track, its masks as COCO run lengths of `size` (height, width) or null."""
+    return [
+        {
+            "video_id": video_id,
+            "category_id": categories[track.label].id,
+            "score": track.score,
+            "segmentations": [
+                None if rle is None else {"size": list(size), "counts": rle.decode("ascii")} for rle in track.rles
+            ],
+        }
+        for track in tracks
+    ]
+
+
+def write_submission(path: Path | str, entries: Sequence[dict[str, Any]]) -> None:
+    """Writes the entries of all videos to a JSON file, atomically, one entry a line."""
+    lines = ",\n".join(json.dumps(entry, allow_nan=False, separators=(",", ":")) for entry in entries)
+    write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")
+
+
+def merge_shards(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The entries of results that several processes wrote, `mssts predict --shard` each.
+
+    The report beside each file tells which shard it is, so that one that is missing does not pass for a low score.
+
+    Raises:
+        MsstsError: a file or its report cannot be read, or the files are not each shard of one whole once.
+    """
+    entries: list[dict[str, Any]] = []
+    shards = []
+    for path in paths:
+        part = read_json(path)
+        report = read_json(path.parent / REPORT)
+        if not isinstance(part, list) or not isinstance(report, dict) or "shard" not in report:
+            raise MsstsError(
+                f"{path}: not a shard's results; expected a list, beside the report of its `mssts predict`"
+            )
+        entries += part
+        shards.append(tuple(report["shard"]))
+    parts = shards[0][1]
+    if sorted(shards) != [(k, parts) for k in range(parts)]:
+        found = ", ".join(f"{k}/{n}" for k, n in sorted(shards))
+        raise MsstsError(f"the results are of the shards {found}; expected each of the {parts} shards once")
+    return entries
+
+
+def write_archive(path: Path | str, results: Path) -> None:
+    """Zips a results file as the benchmark's server takes it, atomically: one `results.json` at the archive's root."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(results, RESULTS)

@@ -1,0 +1,1 @@
+"""Segmenters: frames of a clip in, instances out."""

@@ -1,0 +1,128 @@
+"""From the engine's output to instances in the frames as they were sent. Runs inside Triton: no torch here.
+
+Letters: B clips, K instances of the engine, N instances returned, T frames, h and w of the engine's masks (stride 4),
+H and W of the sent frames.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mssts.runners.base import EngineOutput
+from mssts.segmenters.base import Instances
+
+_STRIDE = 4  # pixels of the engine's frame to one of its masks
+
+
+def instances(
+    output: EngineOutput,
+    sizes_B2: np.ndarray,
+    original_size: tuple[int, int],
+    score_threshold: float = 0.0,
+    clip: int = 0,
+) -> Instances:
+    """The instances of one clip of a batch, in pixels of the sent frames.
+
+    A mask holds the pixels whose logit, bilinearly interpolated at the pixel's centre, is positive. Only the valid part
+    of the frame counts; beyond its outermost logits it continues with their value, as in
+    `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`. Boxes are clipped to the frame.
+
+    Args:
+        output: what a runner returned.
+        sizes_B2: the valid sizes (height, width) it was given.
+        original_size: height and width of the frames as they were sent.
+        score_threshold: instances whose score is below are left out.
+        clip: which clip of the batch.
+    """
+    kept = np.flatnonzero(output.scores[clip] >= score_threshold)
+    height, width = original_size
+    valid_height, valid_width = (int(side) for side in sizes_B2[clip])
+    rows = _Sampling(height, valid_height)
+    columns = _Sampling(width, valid_width)
+    rles = tuple(
+        tuple(_encode(logits_hw[: rows.logits, : columns.logits], rows, columns) for logits_hw in logits_Thw)
+        for logits_Thw in output.mask_logits[clip][kept]
+    )
+    cx, cy, w, h = np.moveaxis(output.boxes[clip][kept].astype(np.float32), -1, 0)
+    corners = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=-1)
+    scale = np.array([width, height, width, height], np.float32)
+    return Instances(
+        scores=output.scores[clip][kept].astype(np.float32),
+        labels=output.labels[clip][kept].astype(np.int32),
+        boxes=np.clip(corners, 0, 1) * scale,
+        rles=rles,
+        size=(height, width),
+    )
+
+
+class _Sampling:
+    """Where the pixels of one side of a frame lie among the mask logits of its valid part.
+
+    Attributes:
+        pixels: the number of pixels.
+        logits: the number of logits that touch the valid part.
+        position: float64 [pixels], from 0 to logits − 1: between which two logits a pixel's centre lies, and where.
+    """
+
+    def __init__(self, pixels: int, valid: int) -> None:
+        self.pixels = pixels
+        self.logits = -(-valid // _STRIDE)
+        # Pixel x is centred at (x + ½) · valid / pixels of the engine's frame, logit i at 4i + 2. One division, so that
+        # places that are round numbers stay so.
+        centre = (2 * np.arange(pixels) + 1) * valid / (2 * _STRIDE * pixels)
+        self.position = np.clip(centre - 0.5, 0, self.logits - 1)
+        self.lower = np.minimum(self.position.astype(np.intp), max(self.logits - 2, 0))
+        self.upper = np.minimum(self.lower + 1, self.logits - 1)
+        self.fraction = self.position - self.lower
+
+
+def _encode(logits_hw: np.ndarray, rows: _Sampling, columns: _Sampling) -> bytes | None:
+    """The run lengths of `interpolate(logits_hw, (H, W)) > 0`, without computing the H × W values.
+
+    A COCO run length goes down the columns. Down one column the interpolated logit is piecewise linear between the rows
+    of logits, so it changes sign at most once between two rows, at a place that division gives: h × W values are enough
+    for H × W pixels, and in float64 they cost less than a float32 resize of the whole frame.
+    """
+    positive_hw = logits_hw > 0
+    rows_positive = np.flatnonzero(positive_hw.any(axis=1))
+    if rows_positive.size == 0:
+        return None
+    columns_positive = np.flatnonzero(positive_hw.any(axis=0))
+    # A positive value needs a positive logit beside it: nothing farther than one row or column away can be inside.
+    top, bottom = max(rows_positive[0] - 1, 0), min(rows_positive[-1] + 1, rows.logits - 1)
+    left = np.searchsorted(columns.position, columns_positive[0] - 1)
+    right = np.searchsorted(columns.position, columns_positive[-1] + 1, side="right")
+
+    logits_Wh = logits_hw[top : bottom + 1].T.astype(np.float64)
+    fraction_W1 = columns.fraction[left:right, None]
+    values_Wh = logits_Wh[columns.lower[left:right]] * (1 - fraction_W1)
+    values_Wh += logits_Wh[columns.upper[left:right]] * fraction_W1
+
+    # Outside the frame counts as negative, so that every column starts and ends outside the mask.
+    inside_Wh = np.zeros((right - left, bottom - top + 3), bool)
+    inside_Wh[:, 1:-1] = values_Wh > 0
+    column, row = np.nonzero(inside_Wh[:, 1:] != inside_Wh[:, :-1])
+    before = values_Wh[column, np.maximum(row - 1, 0)]
+    after = values_Wh[column, np.minimum(row, bottom - top)]
+    enters = inside_Wh[column, row + 1]
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 at the frame's edges, which are set below
+        crossing = top + row - 1 + before / (before - after)
+    pixel = np.where(
+        enters,
+        np.searchsorted(rows.position, crossing, side="right"),  # a value of exactly 0 is outside
+        np.searchsorted(rows.position, crossing, side="left"),
+    )
+    pixel[row == 0] = 0
+    pixel[row == bottom - top + 1] = rows.pixels
+
+    # A run that ends where the next begins (below one column and above the next, or between two pixels) is no border.
+    changes, times = np.unique((left + column) * rows.pixels + pixel, return_counts=True)
+    changes = changes[times % 2 == 1]
+    total = rows.pixels * columns.pixels
+    changes = changes[changes < total]
+    if changes.size == 0:
+        return None
+    counts = np.diff(changes, prepend=0, append=total)
+    size = [rows.pixels, columns.pixels]
+    return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"]

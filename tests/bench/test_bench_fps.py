@@ -1,0 +1,199 @@
+"""`mssts bench fps`: the opponent computes what we compute, wrong engines are refused, the figures are complete."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mssts.bench.fps import engines as fps_engines
+from mssts.bench.fps.command import Setting, _summary, measure
+from mssts.bench.fps.engines import Candidate, clip, difference, saved_random_checkpoint, why_refused
+from mssts.bench.fps.memory import peak_memory_mb
+from mssts.bench.fps.released import ReleasedEngine
+from mssts.cli import main
+from mssts.errors import MsstsError
+from mssts.model.config import BASELINE, preset
+from mssts.model.engine import Engine
+from mssts.model.mssts_vis import MSSTSVIS
+from mssts.runners.base import EngineOutput
+
+SIZE, FRAMES = (64, 96), 2
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    tiny = preset("tiny")
+    baseline = replace(tiny, model=replace(tiny.model, switches=BASELINE))
+    return saved_random_checkpoint(baseline, tmp_path_factory.mktemp("weights"))
+
+
+def baseline_model() -> MSSTSVIS:
+    torch.manual_seed(0)
+    model = MSSTSVIS(replace(preset("tiny").model, switches=BASELINE)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+@pytest.mark.parametrize("valid", [(72, 104), (61, 90)])
+@torch.inference_mode()
+def test_the_released_computation_gives_what_our_baseline_gives(valid):
+    model = baseline_model()
+    frames = torch.from_numpy(clip((72, 104), 3)[0])
+    sizes = torch.tensor([valid], dtype=torch.int32)
+    ours, released = Engine(model, 10).eval()(frames, sizes), ReleasedEngine(model, 10).eval()(frames, sizes)
+    for own, other in zip(ours, released, strict=True):
+        assert own.shape == other.shape
+        assert own.dtype == other.dtype
+        # Sums of some thousand products in another order, through some ten layers.
+        bound = 256 * torch.finfo(torch.float32).eps * float(own.abs().max())
+        assert float((own.double() - other.double()).abs().max()) <= bound
+
+
+def test_the_released_computation_refuses_what_it_does_not_have():
+    with pytest.raises(MsstsError, match="--switches baseline"):
+        ReleasedEngine(MSSTSVIS(preset("tiny").model), 10)
+    frames, sizes = torch.zeros(2, 1, 64, 64, 3, dtype=torch.uint8), torch.full((2, 2), 64)
+    with pytest.raises(MsstsError, match="one clip"):
+        ReleasedEngine(baseline_model(), 10)(frames, sizes)
+
+
+def test_figures_are_printed_and_written_and_absent_engines_named(tmp_path, capsys, checkpoint):
+    out = tmp_path / "fps.json"
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "released", "--precision", "fp32,bf16"]
+    arguments += ["--size", "64x96", "--frames", "2", "--repeats", "3", "--threads", "1", "--cache", str(tmp_path)]
+    assert main(["bench", "fps", *arguments, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    rows = {(row["runner"], row["precision"]): row for row in report["rows"]}
+    assert set(rows) == {("released", "fp32")}
+    for row in rows.values():
+        assert 0 < row["ms_p5"] <= row["ms_median"] <= row["ms_p95"]
+        assert row["frames_per_second"] == pytest.approx(2e3 / row["ms_median"])
+        assert row["peak_memory_mb"] > 50  # PyTorch alone is more
+        assert row["threads"] == 1
+        assert row["variant"] == "trained"
+    assert {"machine", "versions", "commit"} <= set(report)
+    assert all(0 < ms < 1e4 for ms in report["around"].values())
+    assert [(entry["runner"], entry["precision"]) for entry in report["not_measured"]] == [("released", "bf16")]
+    printed = capsys.readouterr().out
+    assert "not measured here: it has no bf16" in printed
+
+
+def test_a_package_that_is_not_installed_is_said_before_anything_is_exported(monkeypatch, tmp_path, capsys, checkpoint):
+    monkeypatch.setattr(fps_engines.importlib.util, "find_spec", lambda name: None)
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "openvino", "--cache", str(tmp_path)]
+    assert main(["bench", "fps", *arguments, "--size", "64x96", "--frames", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert "not measured here: openvino is not installed; `pip install openvino`" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_engines_of_a_gpu_are_named_as_not_measured(monkeypatch, tmp_path, capsys, checkpoint):
+    monkeypatch.setattr(fps_engines.importlib.util, "find_spec", lambda name: None if name == "tensorrt" else name)
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch-cuda,onnxruntime-cuda,tensorrt"]
+    arguments += ["--precision", "fp16", "--cache", str(tmp_path), "--size", "64x96", "--frames", "1", "--repeats", "1"]
+    assert main(["bench", "fps", *arguments]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("not measured here: PyTorch finds no NVIDIA GPU here") == 2
+    assert "not measured here: tensorrt is not installed; `pip install mssts[gpu]`" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_that_of_the_engine_alone(checkpoint):
+    """Not of the process that starts it, however much that holds."""
+    candidate, setting = Candidate("pytorch", "trained", "fp32", str(checkpoint)), Setting((64, 64), 1, 1, 1)
+    alone = peak_memory_mb(candidate, setting)
+    ballast = np.ones(200 << 20)  # 1.6 GB
+    assert peak_memory_mb(candidate, setting) < alone + 400
+    assert ballast[-1] == 1
+
+
+def test_a_batch_is_measured_as_so_many_frames(tmp_path, checkpoint):
+    out = tmp_path / "fps.json"
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch", "--batch", "2", "--no-memory"]
+    assert (
+        main(["bench", "fps", *arguments, "--size", "64x64", "--frames", "1", "--repeats", "2", "--out", str(out)]) == 0
+    )
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["frames_per_second"] == pytest.approx(2e3 / row["ms_median"])
+
+
+def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoint):
+    right = fps_engines.load
+
+    class Wrong:
+        """Its masks are upside down."""
+
+        def __init__(self, runner):
+            self.runner = runner
+
+        def infer(self, frames, sizes):
+            answer = self.runner.infer(frames, sizes)
+            return replace(answer, mask_logits=np.ascontiguousarray(answer.mask_logits[..., ::-1, :]))
+
+        def close(self):
+            self.runner.close()
+
+    def load(candidate, threads):
+        runner = right(candidate, threads)
+        return Wrong(runner) if candidate.runner == "released" else runner
+
+    monkeypatch.setattr(fps_engines, "load", load)
+    candidates = [Candidate(name, "trained", "fp32", str(checkpoint)) for name in ("released", "pytorch")]
+    report = measure(candidates, Setting(SIZE, FRAMES, 1, 1), 1, memory=False)
+    assert [row["runner"] for row in report["rows"]] == ["pytorch"]
+    (refused,) = report["not_measured"]
+    assert refused["refused"]
+    assert "masks differ" in refused["reason"]
+
+
+def answer(seed: int = 0) -> EngineOutput:
+    rng = np.random.default_rng(seed)
+    return EngineOutput(
+        scores=-np.sort(-rng.random((1, 4), np.float32)),
+        labels=np.arange(4, dtype=np.int32)[None],
+        boxes=rng.random((1, 4, 2, 4), np.float32),
+        mask_logits=rng.normal(size=(1, 4, 2, 8, 8)).astype(np.float32),
+    )
+
+
+def test_another_order_of_the_same_instances_is_no_difference():
+    reference = answer()
+    order = [1, 0, 3, 2]
+    shuffled = EngineOutput(*(getattr(reference, name)[:, order] for name in vars(reference)))
+    found = difference(reference, shuffled)
+    assert found == {"compared": 1.0, "scores": 0.0, "boxes": 0.0, "masks": 0.0}
+    assert why_refused(found, "fp32") == ""
+
+
+def test_other_instances_and_nan_are_refused():
+    reference = answer()
+    assert "0%" in why_refused(difference(reference, replace(reference, labels=reference.labels + 9)), "bf16")
+    assert why_refused(difference(reference, replace(reference, mask_logits=reference.mask_logits * np.nan)), "bf16")
+
+
+def test_percentiles_lie_between_the_values():
+    found = _summary([0.4, 0.1, 0.2, 0.3, 0.5], frames=6)
+    assert found["ms_median"] == pytest.approx(300)
+    assert found["ms_p5"] == pytest.approx(120)
+    assert found["ms_p95"] == pytest.approx(480)
+    assert found["frames_per_second"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--size", "big"), ("--frames", "0"), ("--repeats", "0"), ("--threads", "0"), ("--runners", "abacus"),
+     ("--precision", "fp3"), ("--switches", "none"), ("--checkpoint", "absent.safetensors"), ("--preset", "huge"),
+     ("--batch", "0")],
+)  # fmt: skip
+def test_bad_arguments_are_one_line(capsys, flag, value):
+    assert main(["bench", "fps", flag, value]) == 2
+    error = capsys.readouterr().err
+    assert value in error
+    assert error.count("\n") == 1

@@ -1,0 +1,128 @@
+"""The main job, as `make demo` runs it: the real server, the shipped checkpoint, the figures, and a clean end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mssts.commands.demo import CHECKPOINT, HELD_OUT_SEED, VIDEOS
+from mssts.model.checkpoint import load_checkpoint
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.version_info >= (3, 13), reason="numpy < 2, for the Triton wheel, ends at Python 3.12"),
+]
+
+
+def processes(text: str) -> list[int]:
+    """Processes whose command line holds `text`."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                line = (folder / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if text in line:
+                found.append(int(folder.name))
+    return found
+
+
+def demo(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mssts.cli", "demo", "--out", str(out), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of the demo: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    done = demo(out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_the_report_has_the_figures_that_were_printed(finished):
+    out, printed = finished
+    report = json.loads((out / "report.json").read_text())
+    for key in ("ap", "ap50", "ap75", "ar1", "ar10", "frames_per_second", "engine", "server_version",
+                "parity_max_abs_error", "machine", "commit", "latency_ms"):  # fmt: skip
+        assert key in report, key
+    assert report["engine"]["name"] == "triton"
+    assert report["frames"] == VIDEOS * 12
+    assert f"{100 * report['ap']:.1f}" in printed
+    assert f"{report['frames_per_second']:.1f}" in printed
+    assert report["ap"] >= 0.30  # what the shipped checkpoint was promised to reach; chance gives less than 0.01
+
+
+def test_the_results_are_a_submission_and_the_pictures_are_there(finished):
+    out, _ = finished
+    results = json.loads((out / "results.json").read_text())
+    assert {"video_id", "category_id", "score", "segmentations"} <= set(results[0])
+    assert (out / "contact_sheet.png").stat().st_size > 10_000
+    report = json.loads((out / "report.json").read_text())
+    assert all((out / video["overlay"]).is_file() for video in report["videos"] if video["overlay"])
+
+
+def test_the_checkpoint_is_small_and_the_demo_is_held_out():
+    assert CHECKPOINT.stat().st_size <= 30e6
+    assert load_checkpoint(CHECKPOINT, "tiny").categories[0].name == "disc"
+    assert HELD_OUT_SEED != 1  # the seed of the training set in the README
+
+
+def test_a_video_of_ones_own_has_pictures_and_no_ap(finished):
+    out, _ = finished
+    (out.parent / "own").mkdir()
+    (out.parent / "own" / "engine").symlink_to(out / "engine")  # which --reuse finds unchanged
+    done = demo(out.parent / "own", "--video", str(out / "00000.mp4"))
+    assert done.returncode == 0, done.stderr
+    assert "kept " in done.stdout
+    report = json.loads((out.parent / "own" / "report.json").read_text())
+    assert "ap" not in report
+    assert report["frames"] == 12
+    assert (out.parent / "own" / "contact_sheet.png").is_file()
+
+
+def test_a_wrong_path_is_one_line_before_anything_long_starts(tmp_path):
+    done = demo(tmp_path / "run", "--video", str(tmp_path / "nothing.mp4"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "nothing.mp4" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_leaves_no_server(finished, tmp_path):
+    out, _ = finished
+    marker = str(tmp_path / "stopped")
+    # The export is there already, so the server starts at once.
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "engine").symlink_to(out / "engine")
+    command = [sys.executable, "-m", "mssts.cli", "demo", "--out", marker, "--videos", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "is ready at" in line:
+                break
+        children = processes("triton_python_backend_stub") + processes("tritonserver")
+        assert children
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert not (tmp_path / "stopped" / "results.json").exists()
+    deadline = time.monotonic() + 10
+    while alive := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)

@@ -1,0 +1,229 @@
+"""Quantisation: what is excluded stays, what is left computes nearly the same, and nothing is written when AP falls."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import mssts.export.average_precision
+from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
+from mssts.errors import CheckFailed, MsstsError
+from mssts.export.quantization.calibration import read_clips
+from mssts.export.quantization.graph import DEFAULT_EXCLUSIONS, quantizable, read_exclusions
+from mssts.export.quantization.quantizer import QuantizationOptions, quantize
+from mssts.export.reference_runner import ReferenceRunner
+from mssts.manifest import Manifest
+from mssts.ops.exporting import DOMAIN
+from mssts.runners.onnx_runtime import OnnxRuntimeRunner
+from mssts.segmenters.local import LocalSegmenter
+
+
+@pytest.fixture(scope="module")
+def engine(exported) -> Path:
+    """The folder of an export in fp32."""
+    return exported[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = MovingShapesConfig(width=80, height=64, length=6)
+    return write_dataset(tmp_path_factory.mktemp("shapes") / "data", 3, 5, config, progress=False)
+
+
+@pytest.fixture(scope="module")
+def int8(engine: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "engine"
+    quantize(engine, data, out, QuantizationOptions(clips=2))
+    return out
+
+
+@pytest.fixture(scope="module")
+def fp8(engine: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fp8") / "engine"
+    quantize(engine, data, out, QuantizationOptions("fp8", clips=1))
+    return out
+
+
+def dequantized(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+
+
+def test_excluded_layers_keep_their_weights_and_take_floats(engine, int8):
+    before, after = (onnx.load(folder / "model.onnx") for folder in (engine, int8))
+    eight_bits = dequantized(after)
+    nodes, excluded = quantizable(before, read_exclusions(DEFAULT_EXCLUSIONS))
+    names = {node.name for node in nodes}
+    for part in ("reference_points/", "bbox_embed.0.", "sampling_offsets/", "attention_weights/", "class_embed.",
+                 "controller."):  # fmt: skip
+        assert any(part in name for name in excluded), part
+        assert not any(part in name for name in names), part
+    assert {"model.backbone.conv1/Conv", "model.encoder.layers.0.linear1/MatMul"} <= names
+    untouched = {node.name: node for node in before.graph.node}
+    for node in after.graph.node:
+        if node.name in names:
+            assert node.input[0] in eight_bits, node.name
+            assert node.input[1] in eight_bits, node.name
+        elif node.name in excluded:
+            assert list(node.input) == list(untouched[node.name].input)
+
+
+def test_our_ops_norms_and_residual_sums_take_floats(engine, int8):
+    before, after = (onnx.load(folder / "model.onnx") for folder in (engine, int8))
+    untouched = {node.name: node for node in before.graph.node}
+    kinds = {"LayerNormalization", "Softmax", "TopK", "Sigmoid", "MSDeformAttn", "SplitTemporalAttn"}
+    checked = [
+        node for node in after.graph.node if node.op_type in kinds or ("encoder" in node.name and "Add" in node.name)
+    ]
+    assert {node.op_type for node in checked} >= kinds
+    for node in checked:
+        assert list(node.input) == list(untouched[node.name].input)
+    assert [n.name for n in after.graph.node if n.domain == DOMAIN] == [
+        n.name for n in before.graph.node if n.domain == DOMAIN
+    ]
+    assert list(after.functions) == list(before.functions)
+
+
+def test_weights_are_symmetric_and_scaled_per_channel(int8):
+    model = onnx.load(int8 / "model.onnx")
+    onnx.checker.check_model(model)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weight = tensors["model.backbone.conv1.weight_quantized"]
+    assert weight.dtype == np.int8
+    assert tensors["model.backbone.conv1.weight_scale"].shape == (len(weight),)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert not tensors[node.input[2]].any(), node.name
+
+
+@pytest.mark.parametrize("kernels", [False, None])
+def test_the_engine_computes_nearly_the_same(engine, int8, data, kernels):
+    clip = read_clips(data, Manifest.read(engine), 1)[0]
+    before = OnnxRuntimeRunner(engine / "model.onnx", kernels=kernels).infer(*clip)
+    after = OnnxRuntimeRunner(int8 / "model.onnx", kernels=kernels).infer(*clip)
+    # A step is 1/127 of the greatest value of a tensor: some per cent after a dozen layers of random weights.
+    assert np.abs(np.sort(before.scores) - np.sort(after.scores)).max() < 0.1
+    assert np.isfinite(after.mask_logits).all()
+    assert not np.array_equal(before.scores, after.scores)
+
+
+def test_the_manifest_tells_what_was_done(engine, int8, data):
+    before, after = Manifest.read(engine), Manifest.read(int8)
+    assert (before.precision, after.precision) == ("fp32", "int8")
+    assert after.provenance["quantized_from"] == before.artefact_sha256
+    made = after.provenance["quantization"]
+    assert made["clips"] == 2
+    assert made["quantized"]["Conv"] > 20
+    assert "model.decoder.reference_points/Gemm" in made["excluded"]
+    assert after.checks["difference"]["compared"] > 0.5
+    assert "parity" not in after.checks
+    assert after.categories == before.categories
+
+
+def test_a_file_of_exclusions_is_obeyed(engine, data, tmp_path):
+    (tmp_path / "mine.txt").write_text("# all but the backbone\nmodel.[!b]*\n\n*conv1/*  # and these\n")
+    quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1, exclude=tmp_path / "mine.txt"))
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    eight_bits = dequantized(model)
+    names = {node.name for node in model.graph.node if any(name in eight_bits for name in node.input[1:2])}
+    names = {name for name in names if name.endswith("Conv")}
+    assert "model.backbone.layer1.0.conv2/Conv" in names
+    assert all(name.startswith("model.backbone.") and "conv1/" not in name for name in names)
+
+
+def test_fp8_is_valid_and_computes_nearly_the_same(engine, fp8, data):
+    manifest = Manifest.read(fp8)
+    assert (manifest.precision, manifest.provenance["quantization"]["target"]) == ("fp8", "gpu")
+    model = onnx.load(fp8 / "model.onnx")
+    onnx.checker.check_model(model)
+    tensors = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert tensors[node.input[2]] == onnx.TensorProto.FLOAT8E4M3FN
+    clip = read_clips(data, manifest, 1)[0]
+    before = OnnxRuntimeRunner(engine / "model.onnx").infer(*clip)
+    after = ReferenceRunner(fp8 / "model.onnx").infer(*clip)
+    assert np.abs(np.sort(before.scores) - np.sort(after.scores)).max() < 0.1
+
+
+@pytest.mark.parametrize("number_format", ["int8", "fp8"])
+def test_the_parser_of_tensorrt_takes_it(engine, fp8, data, tmp_path, number_format):
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    folder = fp8
+    if number_format == "int8":
+        folder = tmp_path
+        quantize(engine, data, folder, QuantizationOptions(target="gpu", clips=1))
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    parsed = parser.parse_from_file(str(folder / "model.onnx"))
+    assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    kinds = {network.get_layer(i).type for i in range(network.num_layers)}
+    assert {trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE} <= kinds
+
+
+def test_ap_before_and_after_is_in_the_manifest(engine, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(mssts.export.average_precision, "average_precision", fake_ap(0.5, 0.4951))
+    manifest = quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1), data)
+    assert Manifest.read(tmp_path / "out").checks["ap"] == manifest.checks["ap"] == {"fp32": 0.5, "int8": 0.4951}
+
+
+def test_the_gate_closes_when_ap_falls(engine, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(mssts.export.average_precision, "average_precision", fake_ap(0.5, 0.49))
+    with pytest.raises(CheckFailed, match=r"drops from 50.00 to 49.00"):
+        quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1), data)
+    assert list(tmp_path.iterdir()) == []
+
+
+def fake_ap(fp32: float, other: float):
+    return lambda segmenter, data: fp32 if segmenter.manifest.precision == "fp32" else other
+
+
+def test_a_real_evaluation_runs(engine, data):
+    with closing(LocalSegmenter(engine, runner="onnxruntime")) as segmenter:
+        assert 0 <= mssts.export.average_precision.average_precision(segmenter, data) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"exclude": Path("absent.txt")}, "absent.txt: cannot be read as text"),
+        ({"number_format": "int4"}, "--format is 'int4'; expected one of: int8, fp8"),
+        ({"target": "tpu"}, "--target is 'tpu'"),
+        ({"clips": 0}, "--clips is 0"),
+        ({"max_ap_drop": -1.0}, "--max-ap-drop is -100"),
+    ],
+)
+def test_wrong_options_are_one_line(engine, data, tmp_path, change, message):
+    with pytest.raises(MsstsError, match=message) as error:
+        quantize(engine, data, tmp_path / "out", QuantizationOptions(**change))
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_files_are_one_line(engine, data, int8, tmp_path):
+    cases = [
+        (engine, tmp_path / "absent.mp4", tmp_path / "out", "absent.mp4: no such file"),
+        (int8, data, tmp_path / "out", "in int8; expected an export in fp32"),
+        (tmp_path / "absent", data, tmp_path / "out", "absent: no such folder"),
+        (engine, data, engine, "is the folder of the engine itself"),
+    ]
+    for source, clips, out, message in cases:
+        with pytest.raises(MsstsError, match=message):
+            quantize(source, clips, out)
+    (tmp_path / "all.txt").write_text("*\n")
+    with pytest.raises(MsstsError, match="excludes every layer"):
+        quantize(engine, data, tmp_path / "out", QuantizationOptions(exclude=tmp_path / "all.txt"))
+    (tmp_path / "two.txt").write_text("model.a model.b\n")
+    with pytest.raises(MsstsError, match=r"line 1: 'model\.a model\.b'; expected one glob"):
+        quantize(engine, data, tmp_path / "out", QuantizationOptions(exclude=tmp_path / "two.txt"))
+    shutil.copytree(engine, tmp_path / "edited")
+    (tmp_path / "edited" / "model.onnx").write_bytes(b"edited")
+    with pytest.raises(MsstsError, match="not the file that"):
+        quantize(tmp_path / "edited", data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

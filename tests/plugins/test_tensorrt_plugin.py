@@ -1,0 +1,474 @@
+"""TensorRT's door to the kernels, driven through TensorRT's own interfaces against a real runtime.
+
+A small C++ program (plugins/tensorrt/tests/driver.cpp) opens the lean runtime, which works without a GPU, loads the
+plugin library as Triton, trtexec and TensorRT itself do, and makes the calls that the builder and an engine make.
+`enqueue` runs for real, but without a GPU on host memory, with the emulated CUDA kernels or the CPU's in place of the
+CUDA kernels.
+
+Needed: a C++ compiler, CUDA's headers, TensorRT's headers (TENSORRT_INCLUDE_DIR; no package of PyPI has them) and a
+TensorRT runtime of the same major version (the PyPI package tensorrt-lean-cu13-libs, or the file that TENSORRT_RUNTIME
+names).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.deformable import deformable_by_loops, deformable_inputs
+from support.tensorrt_driver import Built, Driver, Reply, compile_all, compile_for_gpu
+
+from mssts import kernels
+from mssts.ops import definition, split_temporal_attn
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Error of the 16-bit kernels beyond the rounding of the result: none, as arithmetic is in fp32.
+ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The driver and the plugins, compiled; one compilation a session."""
+    return compile_all(tmp_path_factory.mktemp("tensorrt"))
+
+
+@pytest.fixture
+def start(built: Built) -> Iterator[Callable[..., Driver]]:
+    """Starts drivers, and ends them with the test."""
+    started: list[Driver] = []
+
+    def start_one(kernels: Path | None = None, runtime: bool = True, program: Path | None = None) -> Driver:
+        started.append(Driver(program or built.driver, kernels))
+        if runtime:
+            started[-1]("runtime", built.runtime)
+        return started[-1]
+
+    yield start_one
+    for driver in started:
+        if driver.process.poll() is None:
+            driver.process.kill()
+            driver.process.communicate()
+
+
+@pytest.fixture
+def driver(built: Built, start: Callable[..., Driver]) -> Driver:
+    """A process with runtime, plugins and a logger."""
+    one = start()
+    one("dlopen", built.library, "now", "local")
+    one("logger")
+    return one
+
+
+NAMES = ("MSDeformAttn", "SplitTemporalAttn")
+CREATORS = [["MSDeformAttn", "1", "", []], ["SplitTemporalAttn", "1", "", ["heads"]]]
+
+
+# Triton opens with now and local, trtexec --staticPlugins with lazy and local, Python with now and either.
+@pytest.mark.parametrize("when", ["lazy", "now"])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_opening_the_library_registers_the_plugins(built, start, when, scope):
+    driver = start()
+    assert driver("creators", *NAMES).result == []
+    driver("dlopen", built.library, when, scope)
+    assert driver("creators", *NAMES).result == CREATORS
+    driver("dlopen", built.library, when, scope)  # a second time changes nothing
+    assert driver("register").result == 1
+    assert driver("creators", *NAMES).result == CREATORS
+    assert driver.close() == ""
+
+
+def test_tensorrt_loads_it_as_a_plugin_library_too(built, start):
+    """trtexec --dynamicPlugins, --setPluginsToSerialize, IPluginRegistry.load_library."""
+    driver = start()
+    assert driver("loadLibrary", built.library).result is True
+    assert driver("creators", *NAMES).result == CREATORS
+    driver("deregisterLibrary")
+    assert driver("creators", *NAMES).result == []
+    assert driver("loadLibrary", built.library).result is True
+    assert driver("creators", *NAMES).result == CREATORS
+
+
+def test_a_library_that_is_open_can_still_be_loaded_by_tensorrt(built, start):
+    driver = start()
+    driver("dlopen", built.library, "now", "local")
+    assert driver("loadLibrary", built.library).result is True
+    assert driver("creators", *NAMES).result == CREATORS
+
+
+def test_a_second_copy_of_the_library_does_no_harm(built, start, tmp_path):
+    driver = start()
+    driver("dlopen", built.library, "now", "local")
+    driver("dlopen", shutil.copy(built.library, tmp_path / "copy.so"), "now", "local")
+    assert driver("creators", *NAMES).result == CREATORS
+    assert driver.close() == ""
+
+
+def test_without_tensorrt_it_says_so_and_registers_later(built, start):
+    driver = start(runtime=False)
+    driver("dlopen", built.library, "now", "local")
+    assert driver("register").result == 0
+    driver("runtime", built.runtime)
+    assert driver("register").result == 1
+    assert driver("creators", *NAMES).result == CREATORS
+    first, *_ = driver.close().splitlines()
+    assert f"built for TensorRT {built.major}, but none is loaded" in first and "no plugin is registered" in first
+
+
+def test_loaded_before_everything_it_brings_tensorrt_along(built, tmp_path):
+    """LD_PRELOAD, the other way that Triton documents."""
+    program = "import ctypes; print(ctypes.CDLL(None).mssts_register_tensorrt_plugins(None))"
+    shutil.copy(built.runtime, tmp_path / built.runtime.name)
+    environment = os.environ | {"LD_PRELOAD": str(built.library), "LD_LIBRARY_PATH": str(tmp_path)}
+    answer = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (answer.stdout.strip(), answer.stderr) == ("1", "")
+
+
+def test_it_leaves_another_major_version_alone(built, start, tmp_path):
+    """A stand-in for the other version, whose registry would crash whoever called it."""
+    other = built.major + 1
+    source = tmp_path / "other.cpp"
+    functions = f"int getInferLibMajorVersion() {{ return {other}; }} void* getPluginRegistry() {{ return (void*)8; }}"
+    source.write_text(f'extern "C" {{ {functions} }}')
+    name = f"libnvinfer.so.{other}"
+    subprocess.run(
+        [built.flags[0], "-shared", "-fPIC", f"-Wl,-soname,{name}", source, "-o", tmp_path / name], check=True
+    )
+    driver = start(runtime=False)
+    driver("dlopen", tmp_path / name, "now", "local")
+    driver("dlopen", built.library, "now", "local")
+    assert f"built for TensorRT {built.major}, but this process runs TensorRT {other} ({name})" in driver.close()
+
+
+def test_it_depends_on_no_libnvinfer_and_exports_only_its_door(built):
+    """A dependency on one libnvinfer would shut the lean and the dispatch runtime out."""
+    if shutil.which("nm") is None or shutil.which("readelf") is None:
+        pytest.skip("no binutils")
+    needed = subprocess.run(["readelf", "-d", built.library], capture_output=True, text=True, check=True).stdout
+    assert "libnvinfer" not in needed and "libstdc++" not in needed and "NODELETE" in needed
+    listing = subprocess.run(["nm", "-D", "--defined-only", built.library], capture_output=True, text=True, check=True)
+    exported = {line.split()[-1] for line in listing.stdout.splitlines()}
+    assert {"getCreators", "setLoggerFinder", "mssts_register_tensorrt_plugins", "mssts_tensorrt_build"} <= exported
+    assert not any("deform_attn" in name or name.startswith("_Z") for name in exported)
+
+
+def test_the_plugins_have_all_parts_and_the_names_of_the_onnx_nodes(driver, built):
+    parts = ["PLUGIN", "PLUGIN_V3ONE_CORE", "PLUGIN_V3ONE_BUILD", "PLUGIN_V3ONE_RUNTIME"]
+    driver("create", "MSDeformAttn", "build")
+    assert driver("capabilities").result == [*parts, "MSDeformAttn", "1", ""]
+    driver("create", "SplitTemporalAttn", "runtime", "heads:int32:4")
+    assert driver("capabilities").result == [*parts, "SplitTemporalAttn", "1", ""]
+    assert driver("outputs").result == 1
+    assert driver("workspace").result == 0
+    assert str(driver("build").result).startswith(f"TensorRT {built.major}.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "heads"),
+    [
+        (["heads:int32:4"], 4),
+        (["heads:int64:8"], 8),
+        (["plugin_version:char:1", "heads:int32:2", "plugin_namespace:char:", "unknown:int64:7"], 2),
+    ],
+)
+def test_heads_are_read_from_the_node(driver, fields, heads):
+    assert driver("create", "SplitTemporalAttn", "build", *fields).result == 0
+    assert driver("fields").result == [["heads", heads]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([], "heads is missing"),
+        (["heads:int32:0"], "heads is 0, expected 1 or more"),
+        (["heads:int64:-3"], "heads is -3"),
+        (["heads:int64:4294967296"], "heads is 4294967296"),
+        (["heads:char:4"], "heads must be one integer"),
+    ],
+)
+def test_a_node_without_usable_heads_is_refused(driver, fields, message):
+    reply = driver("create", "SplitTemporalAttn", "build", *fields)
+    assert reply.result is None and reply.says("SplitTemporalAttn", message)
+
+
+def test_what_goes_through_a_plan_makes_an_equal_plugin(driver):
+    driver("create", "SplitTemporalAttn", "build", "heads:int32:4")
+    attributes = driver("fields"), driver("timing"), driver("metadata")
+    for copy in ("recreate", "clone", "attach"):
+        driver("use", 0)
+        driver(copy)
+        assert (driver("fields"), driver("timing"), driver("metadata")) == attributes, copy
+    driver("use", 0)
+    driver("delete")
+    driver("use", 2)  # the clone does not point into what it was cloned from
+    assert driver("fields").result == [["heads", 4]]
+    driver("create", "SplitTemporalAttn", "build", "heads:int32:8")
+    assert driver("timing") != attributes[1]  # else TensorRT would take the one's times for the other's
+    driver("create", "MSDeformAttn", "build")
+    assert driver("fields").result == []
+    assert driver("timing").result and driver("timing") != attributes[1]
+    assert driver("recreate").result is not None
+    assert driver("tactic", 0).result == 0
+    assert driver("tactic", 2).says("no tactic 2")
+
+
+DEFORM = ["value", "shapes", "reference", "offsets", "logits", "out"]
+DEFORM_TYPES = ["float16", "int64", "float32", "float16", "float16", "float16"]
+TEMPORAL = ["query", "key", "value", "out"]
+ALL_TYPES = ["float32", "float16", "bfloat16", "int32", "int64", "int8", "bool", "uint8", "fp8", "int4"]
+FORMATS = ["linear", "chw2", "hwc8", "chw32", "hwc"]
+
+
+@pytest.mark.parametrize("first", ["float32", "float16", "bfloat16"])
+def test_every_combination_of_types_and_formats(driver, first):
+    """For each tensor, all types, and all formats, after good ones: exactly the contract's are taken."""
+    same, index = {first}, {"int32", "int64"}
+    floats = {"float32", "float16", "bfloat16"}
+    for op, names, allowed in (
+        ("MSDeformAttn heads:int32:1", DEFORM, [floats, index, {"float32"}, same, same, same]),
+        ("SplitTemporalAttn heads:int32:4", TEMPORAL, [floats, same, same, same]),
+    ):
+        name, *fields = op.split()
+        driver("create", name, "build", *fields)
+        good = [first if len(types) > 2 else sorted(types)[0] for types in allowed]
+        for position, types in enumerate(allowed):
+            tried = [(type_, "linear") for type_ in ALL_TYPES] + [(good[position], layout) for layout in FORMATS[1:]]
+            for type_, layout in tried:
+                # What comes after is not set yet when TensorRT asks: rubbish must not matter.
+                tensors = [f"{t}:-" for t in good[:position]] + [f"{type_}:-:{layout}"]
+                tensors += ["int4:-:chw32"] * (len(names) - position - 1)
+                reply = driver("format", position, *tensors)
+                expected = type_ in types and layout == "linear"
+                assert reply.result is expected, (name, names[position], type_, layout)
+                # A no while the builder tries combinations is no error, but the verbose log has the reason.
+                assert [severity for severity, _ in reply.log] == ([] if expected else ["VERBOSE"])
+                assert expected or names[position] in reply.log[0][1]
+
+
+def test_output_types_follow_the_data(driver):
+    driver("create", "MSDeformAttn", "build")
+    for dtype in ("float32", "float16", "bfloat16"):
+        for index in ("int32", "int64"):
+            assert driver("types", dtype, index, "float32", dtype, dtype).result == dtype
+    assert driver("types", "float16", "int64", "float16", "float16", "float16").says("reference is FP16", "FP32")
+    assert driver("types", "float16", "float32", "float32", "float16", "float16").says("shapes is FP32", "INT64")
+    assert driver("types", "float16", "int64", "float32", "float32", "float16").says("offsets is FP32", "FP16 as value")
+    assert driver("types", "float16", "int64", "float32", "float16").says("4 inputs", "expected 5", "logits")
+    driver("create", "SplitTemporalAttn", "build", "heads:int32:4")
+    assert driver("types", "bfloat16", "bfloat16", "bfloat16").result == "bfloat16"
+    assert driver("types", "int8", "int8", "int8").says("query is INT8, expected FP32, FP16 or BF16")
+    assert driver("types", "float16", "float16", "float32").says("value is FP32, expected FP16 as query")
+
+
+def test_output_shapes_stay_symbolic(driver):
+    driver("create", "MSDeformAttn", "build")
+
+    def shapes(value="N,S,8,32", levels="4,2", reference="N,Q,4,4", offsets="N,Q,8,4,4,2", logits="N,Q,8,4,4"):
+        return driver("shapes", value, levels, reference, offsets, logits)
+
+    assert shapes().result == ["N", "Q", "256"]
+    assert shapes(value="5,S,M,D", offsets="5,300,M,L,P,2", logits="5,300,M,L,P").result == ["5", "300", "M*D"]
+    assert shapes(levels="4,3").says("shapes is [4,3], expected [L,2]")
+    assert shapes(reference="N,Q,4,3").says("reference has 3 coordinates, expected 2 or 4")
+    assert shapes(logits="N,Q,8,3,4").says("logits is [?,?,8,3,4]", "L = 4 as in shapes")
+    assert shapes(offsets="N,Q,8,4,4").says("offsets is [?,?,8,4,4], expected [N,Q,M,L,P,2]")
+    driver("create", "SplitTemporalAttn", "build", "heads:int32:4")
+    assert driver("shapes", "B,T,S,64", "B,U,S,64", "B,U,S,64").result == ["B", "T", "S", "64"]
+    assert driver("shapes", "B,T,S,62", "B,U,S,62", "B,U,S,62").says("C = 62", "a multiple of heads = 4")
+    assert driver("shapes", "B,T,S,64", "B,U,S,32", "B,U,S,64").says("key is", "C = 64 as in query")
+
+
+GOOD = {
+    "value": "float16:5,20,8,32",
+    "shapes": "int64:4,2",
+    "reference": "float32:5,7,4,2",
+    "offsets": "float16:5,7,8,4,3,2",
+    "logits": "float16:5,7,8,4,3",
+    "out": "float16:5,7,256",
+}
+
+
+@pytest.mark.parametrize("call", ["configure", "change"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, ""),
+        ({"reference": "float32:5,7,4,4"}, ""),
+        ({"value": "float16:0,20,8,32", "reference": "float32:0,7,4,2", "offsets": "float16:0,7,8,4,3,2",
+          "logits": "float16:0,7,8,4,3", "out": "float16:0,7,256"}, ""),
+        ({"reference": "float32:5,0,4,2", "offsets": "float16:5,0,8,4,3,2", "logits": "float16:5,0,8,4,3",
+          "out": "float16:5,0,256"}, ""),
+        ({"value": "float16:4,20,8,32"}, "reference is [5,7,4,2], expected [N,Q,L,R] with N = 4 as in value"),
+        ({"value": "float16:5,20,8"}, "value is [5,20,8], expected [N,S,M,D]"),
+        ({"shapes": "int64:3,2"}, "reference is [5,7,4,2], expected [N,Q,L,R] with L = 3 as in shapes"),
+        ({"shapes": "int64:8"}, "shapes is [8], expected [L,2]"),
+        ({"reference": "float32:5,7,4,1"}, "reference has 1 coordinates, expected 2 or 4"),
+        ({"offsets": "float16:5,7,8,4,3,1"}, "expected [N,Q,M,L,P,2]"),
+        ({"logits": "float16:5,7,8,4,4"}, "P = 3 as in offsets"),
+        ({"out": "float16:5,7,255"}, "out is [5,7,255], expected [N,Q,M*D] with M*D = 256"),
+        ({"value": "float16:5,20,8,0", "out": "float16:5,7,0"}, "D is 0, expected 1 or more"),
+        ({"reference": "float16:5,7,4,2"}, "reference is FP16, expected FP32"),
+        ({"shapes": "float32:4,2"}, "shapes is FP32, expected INT32 or INT64"),
+        ({"out": "float32:5,7,256"}, "out is FP32, expected FP16 as value"),
+        ({"value": "float16:5,20,8,32:hwc8"}, "value must have linear format"),
+    ],
+)  # fmt: skip
+def test_sizes_of_deformable_attention_are_checked(driver, call, changes, message):
+    driver("create", "MSDeformAttn", "build")
+    reply = driver(call, *(GOOD | changes).values())
+    if message:
+        assert reply.result != 0 and reply.says("mssts MSDeformAttn: ", message)
+    else:
+        assert reply == Reply(0, [])
+
+
+@pytest.mark.parametrize("call", ["configure", "change"])
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ("2,5,30,64 2,10,30,64 2,10,30,64 2,5,30,64", ""),
+        ("0,5,30,64 0,5,30,64 0,5,30,64 0,5,30,64", ""),
+        ("2,5,30,64 2,10,30,64 2,5,30,64 2,5,30,64", "value is [2,5,30,64], expected [B,U,S,C] with U = 10 as in key"),
+        ("2,5,30,64 2,10,31,64 2,10,30,64 2,5,30,64", "S = 30 as in query"),
+        ("2,5,30,62 2,10,30,62 2,10,30,62 2,5,30,62", "C = 62 channels, expected a multiple of heads = 4"),
+        ("2,5,30,64 2,0,30,64 2,0,30,64 2,5,30,64", "U is 0, expected 1 or more"),
+        ("2,5,30,64 2,10,30,64 2,10,30,64 2,10,30,64", "out is [2,10,30,64], expected [B,T,S,C] with T = 5"),
+        ("2,5,30,64 2,10,30,64 2,5,30,64", "has 2 inputs and 1 outputs, expected 3 (query, key, value) and 1"),
+    ],
+)
+def test_sizes_of_temporal_attention_are_checked(driver, call, tensors, message):
+    driver("create", "SplitTemporalAttn", "build", "heads:int32:4")
+    reply = driver(call, *(f"bfloat16:{sizes}" for sizes in tensors.split()))
+    if message:
+        assert reply.result != 0 and reply.says("mssts SplitTemporalAttn: ", message)
+    else:
+        assert reply == Reply(0, [])
+
+
+def test_sizes_that_are_not_known_yet_pass(driver):
+    driver("create", "MSDeformAttn", "build")
+    wild = "float16:-1,-1,8,32 int64:4,2 float32:-1,-1,4,2 float16:-1,-1,8,4,3,2 float16:-1,-1,8,4,3 float16:-1,-1,256"
+    assert driver("configure", *wild.split()) == Reply(0, [])
+    assert driver("configure", *wild.replace("256", "255").split()).says("M*D = 256")
+
+
+def test_a_kernel_that_fails_is_told_with_its_reason(driver, tmp_path):
+    """No library of kernels here: whatever status a kernel returns, enqueue returns, with the kernel's message."""
+    driver("create", "SplitTemporalAttn", "runtime", "heads:int32:1")
+    file = tmp_path / "in"
+    file.write_bytes(bytes(4))
+    reply = driver("enqueue", *[f"float32:1,1,1,1@{file}"] * 3, f"float32:1,1,1,1@{tmp_path / 'out'}")
+    assert reply.result == 2 and reply.says("SplitTemporalAttn: MSSTS_HOST_KERNELS names no library")
+
+
+def test_messages_reach_stderr_where_no_logger_is(built, start):
+    driver = start()
+    driver("dlopen", built.library, "now", "local")
+    assert driver("create", "SplitTemporalAttn", "build").result is None
+    assert driver.close().strip() == "mssts SplitTemporalAttn: attribute heads is missing"
+
+
+# ---- enqueue
+
+
+def host_kernels(name: str) -> Path:
+    """Kernels that work on host memory: those of the CPU library, or the CUDA kernels under emulation."""
+    folder = kernels.folder()
+    path = folder / name if folder else None
+    if path is None or not path.is_file():
+        pytest.skip(f"no {name} in {folder}")
+    return path
+
+
+@pytest.fixture(params=["libmssts_cpu.so", "libmssts_cuda_emulated.so", pytest.param("gpu", marks=pytest.mark.gpu)])
+def running(request, built: Built, start) -> Driver:
+    """A process whose `enqueue` computes: on host memory, or with the real library on a GPU."""
+    if request.param != "gpu":
+        one = start(host_kernels(request.param))
+        one("dlopen", built.library, "now", "local")
+        one("logger")
+        return one
+    if reason := kernels.library("cuda").reason:
+        pytest.skip(f"the CUDA kernels: {reason}")
+    real = kernels.library("tensorrt")
+    if real.path is None or real.reason:
+        pytest.skip(f"the TensorRT plugins: {real.reason}")
+    one = start(program=compile_for_gpu(built))
+    one("dlopen", real.path, "now", "local")
+    one("logger")
+    return one
+
+
+def stored(tensor: torch.Tensor, file: Path) -> str:
+    """The tensor's bytes in a file, as a word of the driver."""
+    bits = tensor.contiguous()
+    bits = bits.view(torch.int16) if bits.dtype == torch.bfloat16 else bits
+    bits.numpy().tofile(file)
+    return f"{str(tensor.dtype).removeprefix('torch.')}:{','.join(map(str, tensor.shape))}@{file}"
+
+
+def enqueue(driver: Driver, folder: Path, inputs: list[torch.Tensor], out_shape: tuple[int, ...]) -> torch.Tensor:
+    """What the current plugin computes, in float64."""
+    words = [stored(tensor, folder / f"{i}.bin") for i, tensor in enumerate(inputs)]
+    words.append(stored(torch.zeros(out_shape, dtype=inputs[0].dtype), folder / "out.bin"))
+    (folder / "out.bin").unlink()
+    assert driver("change", *(word.split("@")[0] for word in words)) == Reply(0, [])
+    assert driver("enqueue", *words) == Reply(0, [])
+    bits = np.fromfile(folder / "out.bin", np.int16 if inputs[0].element_size() == 2 else np.int32)
+    return torch.from_numpy(bits).view(inputs[0].dtype).reshape(out_shape).double()
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=["int32", "int64"])
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_enqueue_computes_deformable_attention(running, tmp_path, dtype, coordinates, index):
+    shapes = ((5, 4), (3, 3), (2, 1))
+    exact = deformable_inputs(shapes, N=2, Q=5, M=3, D=8, P=2, R=coordinates, seed=3)
+    value, shapes_L2, reference, offsets, logits, _ = exact
+    inputs = [value.to(dtype), shapes_L2.to(index), reference.float(), offsets.to(dtype), logits.to(dtype)]
+    running("create", "MSDeformAttn", "runtime")
+    out = enqueue(running, tmp_path, inputs, (2, 5, 24))
+    expected = torch.from_numpy(deformable_by_loops(inputs[0], None, *inputs[2:], shapes))
+    # fp32 arithmetic on top of the rounding: a pixel's position is exact to about 1e-6 here.
+    assert (out - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max() + 2e-5
+
+
+@pytest.mark.parametrize(("frames", "key_frames"), [(5, 10), (1, 1)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_enqueue_computes_temporal_attention(running, tmp_path, dtype, frames, key_frames):
+    gen = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(2, n, 6, 32, generator=gen).to(dtype) for n in (frames, key_frames, key_frames))
+    running("create", "SplitTemporalAttn", "runtime", "heads:int32:2")
+    running("clone")  # an engine runs clones
+    out = enqueue(running, tmp_path, [query, key, value], (2, frames, 6, 32))
+    with definition():
+        expected = split_temporal_attn(query.double(), key.double(), value.double(), 2)
+    assert (out - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max() + 2e-6
+
+
+def test_enqueue_of_nothing(running, tmp_path):
+    running("create", "MSDeformAttn", "runtime")
+    value, shapes_L2 = torch.zeros(0, 6, 2, 8), torch.tensor([[2, 3]])
+    rest = [torch.zeros(0, 5, 1, 2), torch.zeros(0, 5, 2, 1, 4, 2), torch.zeros(0, 5, 2, 1, 4)]
+    assert enqueue(running, tmp_path, [value, shapes_L2, *rest], (0, 5, 16)).numel() == 0
+
+
+def test_the_library_that_make_plugins_builds_is_for_the_tensorrt_it_names():
+    """The real one, where it is built: it loads, and says what for."""
+    real = kernels.library("tensorrt")
+    if real.path is None or real.reason:
+        pytest.skip(f"the TensorRT plugins: {real.reason}")
+    program = (
+        "import ctypes, sys; door = ctypes.CDLL(sys.argv[1]); door.mssts_tensorrt_build.restype = ctypes.c_char_p\n"
+        "print(door.mssts_tensorrt_build().decode())"
+    )
+    answer = subprocess.run([sys.executable, "-c", program, real.path], capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith("TensorRT 1")

@@ -1,0 +1,193 @@
+"""The OpenVINO runner: it computes what PyTorch computes, with and without our kernels, and says what it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+onnx = pytest.importorskip("onnx")
+
+from support.small_model import small  # noqa: E402
+
+from mssts import kernels  # noqa: E402
+from mssts.bench.fps.engines import clip, difference, why_refused  # noqa: E402
+from mssts.errors import MsstsError  # noqa: E402
+from mssts.export.alignment import align_weights  # noqa: E402
+from mssts.kernels import Library  # noqa: E402
+from mssts.model.engine import Engine  # noqa: E402
+from mssts.runners import best_precision  # noqa: E402
+from mssts.runners.base import EngineOutput  # noqa: E402
+from mssts.runners.onnx_weights import ALIGNMENT, SMALLEST, MappedWeights, spans  # noqa: E402
+from mssts.runners.openvino_runner import OpenVinoRunner  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def engine(exported) -> Engine:
+    return Engine(exported[2], small().top_k).eval()
+
+
+@pytest.fixture(scope="module")
+def file(exported):
+    return exported[1] / "model.onnx"
+
+
+def expected(engine: Engine, frames: np.ndarray, sizes: np.ndarray) -> EngineOutput:
+    with torch.inference_mode():
+        return EngineOutput(*(x.numpy() for x in engine(torch.from_numpy(frames), torch.from_numpy(sizes))))
+
+
+def kernels_or_skip(file, **options) -> OpenVinoRunner:
+    try:
+        return OpenVinoRunner(file, threads=1, kernels=True, **options)
+    except MsstsError as error:
+        pytest.skip(str(error))
+
+
+# Sizes whose scales are and are not halves of one another: resizing by a whole factor is another path in OpenVINO.
+@pytest.mark.parametrize(("size", "valid"), [((96, 128), (96, 128)), ((104, 152), (104, 152)), ((72, 104), (61, 90))])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_it_computes_what_pytorch_computes(engine, file, size, valid, kernels):
+    runner = kernels_or_skip(file) if kernels else OpenVinoRunner(file, threads=1, kernels=False)
+    frames, sizes = clip(size, 2)[0], np.array([valid], np.int32)
+    found = difference(expected(engine, frames, sizes), runner.infer(frames, sizes))
+    assert why_refused(found, "fp32") == ""
+    assert found["compared"] == 1.0
+    described = runner.describe()
+    assert described["kernels"] == (["MSDeformAttn", "SplitTemporalAttn"] if kernels else [])
+    assert bool(described["kernels_reason"]) is not kernels
+    runner.close()
+
+
+def test_shapes_come_and_go(engine, file):
+    """More shapes than are kept compiled, and the first again."""
+    runner = OpenVinoRunner(file, threads=1)
+    for size, frames in [((64, 64), 1), ((64, 96), 2), ((72, 64), 3), ((64, 64), 1)]:
+        clip_BTHWC, sizes = clip(size, frames)
+        found = difference(expected(engine, clip_BTHWC, sizes), runner.infer(clip_BTHWC, sizes))
+        assert why_refused(found, "fp32") == ""
+    runner.close()
+
+
+def test_bf16_is_nearly_the_same(engine, file):
+    try:
+        runner = OpenVinoRunner(file, threads=1, precision="bf16")
+    except MsstsError as error:
+        pytest.skip(str(error))
+    frames, sizes = clip((96, 128), 2)
+    assert why_refused(difference(expected(engine, frames, sizes), runner.infer(frames, sizes)), "bf16") == ""
+    assert runner.describe()["precision"] == "bf16"
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("able", "reason", "expected", "why"),
+    [
+        (True, "", "bf16", "has instructions"),
+        (False, "", "fp32", "no instructions"),
+        (True, "off", "fp32", "of ours: off"),
+    ],
+)
+def test_the_best_precision_is_what_the_machine_has(monkeypatch, able, reason, expected, why):
+    monkeypatch.setattr("mssts.runners.library", lambda name: Library(name, None, reason))
+    monkeypatch.setattr("mssts.runners.openvino_runner.has_bf16", lambda: able)
+    precision, told = best_precision()
+    assert precision == expected
+    assert why in told
+
+
+def test_errors_are_one_line_and_name_the_file(file, tmp_path, monkeypatch):
+    with pytest.raises(MsstsError, match="no such file"):
+        OpenVinoRunner(tmp_path / "absent.onnx")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(MsstsError, match=r"broken\.onnx: OpenVINO cannot load it; export the model again"):
+        OpenVinoRunner(broken)
+    with pytest.raises(MsstsError, match="fp32 or bf16"):
+        OpenVinoRunner(file, precision="int4")
+    off = Library("openvino", None, "switched off by an empty MSSTS_LIBRARIES")
+    monkeypatch.setattr(kernels, "library", lambda name: off)
+    with pytest.raises(MsstsError, match="MSSTS_LIBRARIES"):
+        OpenVinoRunner(file, kernels=True)
+    assert "MSSTS_LIBRARIES" in OpenVinoRunner(file).describe()["kernels_reason"]
+
+
+@pytest.fixture(scope="module")
+def aligned(file, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("aligned") / "model.onnx"
+    path.write_bytes(align_weights(onnx.load(file)))
+    return path
+
+
+def test_aligned_weights_can_be_used_where_they_lie(file, aligned):
+    """All but the first, which has no weight before it to be filled up; and only the filling is new."""
+    model, found = onnx.load(aligned), spans(aligned.read_bytes())
+    large = [span for span in found if span.end - span.start >= SMALLEST]
+    assert large
+    assert not [span for span in large if span.start % ALIGNMENT and span != found[0]]
+    arrays = MappedWeights(aligned).arrays
+    assert len(arrays) >= len(large) - 1
+    values = {weight.name: weight.raw_data for weight in model.graph.initializer}
+    assert all(arrays[name].tobytes() == values[name] for name in arrays)
+    assert align_weights(model) == aligned.read_bytes(), "aligned once more"
+    before = onnx.load(file)
+    for weight in [*model.graph.initializer, *before.graph.initializer]:
+        weight.ClearField("doc_string")
+    assert model == before
+
+
+def test_weights_of_the_file_leave_memory_and_answers_stay(file, aligned):
+    """OpenVINO computes with its own copies; what the file has mapped comes back where it does not."""
+    frames, sizes = clip((96, 128), 2)
+    plain, mapped = OpenVinoRunner(file, threads=1), OpenVinoRunner(aligned, threads=1)
+    for _ in range(2):
+        np.testing.assert_equal(vars(mapped.infer(frames, sizes)), vars(plain.infer(frames, sizes)))
+    if sys.platform == "linux":
+        assert _resident(aligned) < aligned.stat().st_size / 2
+    plain.close()
+    mapped.close()
+
+
+def _resident(path: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    total, counted = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            counted = words[-1] == str(path)
+        elif words[0] == "Rss:" and counted:
+            total += int(words[1]) * 1024
+    return total
+
+
+def test_a_file_that_is_no_model_has_no_weights_to_map(tmp_path):
+    path = tmp_path / "model.onnx"
+    for content in (b"", b"\xff" * 100, b"\x3a\xff\x01", bytes(1000)):
+        path.write_bytes(content)
+        assert not MappedWeights(path).arrays
+
+
+_CLOSE_AND_GET_A_SIGNAL = """
+import faulthandler, os, signal, sys
+from mssts.runners.onnx_weights import ALIGNMENT, SMALLEST, MappedWeights, spans  # noqa: E402
+from mssts.runners.openvino_runner import OpenVinoRunner
+faulthandler.enable()
+first, second = (OpenVinoRunner(sys.argv[1], threads=1) for _ in range(2))
+first.close()
+second.close()
+del first, second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_runners_are_closed(file):
+    """OpenVINO 2026.4 changes the stack that signals are handled on, on processors with AMX, and leaves one that is
+    freed where two of its cores go in the order they came: the next signal then kills the process."""
+    done = subprocess.run([sys.executable, "-c", _CLOSE_AND_GET_A_SIGNAL, str(file)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr[-2000:]

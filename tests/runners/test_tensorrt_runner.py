@@ -1,0 +1,122 @@
+"""The TensorRT runner's errors, shapes and order of calls, with stand-ins for TensorRT and CUDA (no GPU here)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+
+from support.plan import write_plan
+from support.tensorrt_stand_in import Machine
+
+from mssts import kernels
+from mssts.errors import MsstsError
+from mssts.runners import tensorrt_runner
+from mssts.runners.tensorrt_library import Gpu
+from mssts.runners.tensorrt_runner import TensorRtRunner
+
+SIZES = np.array([[64, 64]], np.int32)
+
+
+def frames(*shape: int) -> np.ndarray:
+    return np.zeros((*shape, 3), np.uint8)
+
+
+def refusal(plan) -> str:
+    with pytest.raises(MsstsError) as error:
+        TensorRtRunner(plan)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_shape_is_run_recorded_and_replayed(tmp_path, monkeypatch):
+    machine = Machine().install(monkeypatch)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    output = runner.infer(frames(1, 2, 64, 96), SIZES)
+    assert output.mask_logits.shape == (1, 4, 2, 16, 24) and output.labels.dtype == np.int32
+    runner.infer(frames(1, 2, 64, 96), SIZES)
+    assert machine.calls == ["context", "run", "record", "replay"]
+    # The arrays that were returned are the caller's.
+    output.scores[:] = 5
+    assert (runner.infer(frames(1, 2, 64, 96), SIZES).scores == 1).all()
+    for width in (64, 128):  # two more shapes: the first is let go
+        runner.infer(frames(1, 2, 64, width), SIZES)
+    assert machine.calls.count("free") == 6
+    runner.close()
+    assert machine.calls.count("free") == 18 and machine.calls[-1] == "detach"
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 64, 64), (1, 5, 64, 64), (1, 2, 32, 64), (1, 2, 64, 136), (2, 64, 64)])
+def test_a_shape_outside_the_profile_is_refused(shape, tmp_path, monkeypatch):
+    Machine().install(monkeypatch)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    with pytest.raises(MsstsError, match=r"outside the plan's profile, \[1, 1, 64, 64, 3\] to \[1, 4, 128, 128, 3\]"):
+        runner.infer(frames(*shape), np.tile(SIZES, (shape[0], 1)))
+
+
+def test_what_cannot_be_run_is_said_in_one_line(tmp_path, monkeypatch):
+    machine = Machine().install(monkeypatch)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    with pytest.raises(MsstsError, match=r"sizes are \[3, 2\]; expected \[1, 2\]"):
+        runner.infer(frames(1, 2, 64, 64), np.tile(SIZES, (3, 1)))
+    machine.has_memory = False
+    with pytest.raises(MsstsError, match=r"failed on frames \[1, 2, 64, 64, 3\]: cuMemAlloc failed: out of memory"):
+        runner.infer(frames(1, 2, 64, 64), SIZES)
+
+
+def test_the_plugin_library_is_loaded_first(tmp_path, monkeypatch):
+    plan = write_plan(tmp_path, plugin_sha256="0" * 64)
+    machine = Machine().install(monkeypatch)
+    monkeypatch.setattr(kernels, "library", lambda name: kernels.Library(name, tmp_path / "libmssts_tensorrt.so", ""))
+    runner = TensorRtRunner(plan)
+    assert machine.plugins == [str(tmp_path / "libmssts_tensorrt.so")]
+    assert runner.describe()["kernels"] == ["MSDeformAttn"]
+    monkeypatch.setattr(kernels, "library", lambda name: kernels.Library(name, None, "no such file; `make plugins`"))
+    assert "plugin library is missing: no such file; `make plugins`" in refusal(plan)
+
+
+def test_a_plan_must_be_whole_and_its_own(tmp_path, monkeypatch):
+    Machine().install(monkeypatch)
+    plan = write_plan(tmp_path)
+    plan.write_bytes(bytes(100))
+    assert "truncated: 100 of 4096 bytes" in refusal(plan)
+    plan.write_bytes(bytes(4095) + b"x")
+    assert "SHA-256 differs" in refusal(plan) and "build it again" in refusal(plan)
+    assert "describes model.plan" in refusal(tmp_path / "model.onnx")
+    (tmp_path / "manifest.json").unlink()
+    assert "no manifest.json beside it" in refusal(plan)
+    plan.unlink()
+    assert "no such file" in refusal(plan)
+
+
+def test_the_tensorrt_must_be_the_one_of_the_plan(tmp_path, monkeypatch):
+    Machine().install(monkeypatch, version="11.2.0")
+    assert "built by TensorRT 10.14.1, this is 11.2.0" in refusal(write_plan(tmp_path, tensorrt="10.14.1"))
+    assert "--version-compatible" in refusal(write_plan(tmp_path))
+    TensorRtRunner(write_plan(tmp_path, {"version_compatible": True})).close()
+
+
+def test_the_gpu_must_be_the_one_of_the_plan(tmp_path, monkeypatch):
+    Machine().install(monkeypatch, gpu=Gpu("GPU B", "8.6"))
+    assert "was built on GPU A, this is GPU B" in refusal(write_plan(tmp_path))
+    assert "was built on GPU A" in refusal(write_plan(tmp_path, {"hardware_compatible": "same"}))
+    TensorRtRunner(write_plan(tmp_path, {"hardware_compatible": "ampere+"})).close()
+    monkeypatch.setattr(tensorrt_runner, "first_gpu", lambda: None)
+    assert "needs an NVIDIA GPU" in refusal(write_plan(tmp_path))
+
+
+def test_tensorrts_own_reason_is_passed_on(tmp_path, monkeypatch):
+    machine = Machine().install(monkeypatch)
+    machine.loads = False
+    assert "Serialization assertion failed" in refusal(write_plan(tmp_path))
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    import sys
+
+    Machine().install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert "pip install 'mssts[gpu]'" in refusal(write_plan(tmp_path))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "tensorrt is not installed" in refusal(write_plan(tmp_path))

@@ -1,0 +1,402 @@
+"""Training in several processes, in parts and with recomputation is training in one; and it survives being killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from mssts.cli import main
+from mssts.data.clips import Clip, ClipDataset, ClipTransform
+from mssts.data.moving_shapes import CATEGORIES, MovingShapesConfig, write_dataset
+from mssts.data.youtube_vis import read_youtube_vis
+from mssts.errors import MsstsError
+from mssts.model.checkpoint import load_checkpoint
+from mssts.model.config import Preset, tiny
+from mssts.model.swin import SwinConfig, SwinTransformer
+from mssts.training.batches import Batch, batches, collate
+from mssts.training.config import TrainConfig
+from mssts.training.distributed import sum_gradients, synchronise_batch_norm
+from mssts.training.metric_log import METRICS_FILE
+from mssts.training.recomputation import recompute_activations
+from mssts.training.trainer import MODEL_FILE, STATE_FILE, Trainer
+
+SMALL = replace(
+    tiny().model, width=32, heads=2, ffn_width=32, queries=5, encoder_layers=1, decoder_layers=2, split_width=16,
+    temporal_width=16, backbone_norm="frozen",
+)  # fmt: skip
+# The gradients are compared as they are, unclipped.
+CONFIG = TrainConfig(
+    epochs=2, batch=4, clip_frames=2, transform=ClipTransform((48,), 64), clip_norm=1e9, ema_decay=0.9, save_every=100
+)
+# Instances of each of four clips. With two processes, the first has clips 0 and 1.
+COUNTS = {"unbalanced": (3, 1, 2, 1), "one has none": (2, 1, 0, 0), "none": (0, 0, 0, 0)}
+TIMEOUT = 120  # seconds; generous, as tests share the machine
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    write_dataset(folder, 4, 0, MovingShapesConfig(width=64, height=48, length=4), progress=False)
+    return folder
+
+
+def trainer(shapes: Path, out: Path, model: dict[str, Any] | None = None, **config: Any) -> Trainer:
+    preset = Preset("tiny", replace(SMALL, **(model or {})), tiny().input, clip_frames=2, clip_overlap=1, top_k=4)
+    clips = ClipDataset(read_youtube_vis(shapes / "instances.json"), CONFIG.transform, CONFIG.clip_frames, 0)
+    return Trainer(preset, replace(CONFIG, **config), clips, CATEGORIES, out, torch.device("cpu"), 0, amp=False)
+
+
+def clips_of(counts: tuple[int, ...]) -> list[Clip]:
+    """Noise with instances, in sizes of their own, so that what a process pads depends on what the others have.
+
+    They are larger than 64 pixels, or the coarsest map would be one pixel, whose group norm magnifies rounding.
+    """
+    rng = np.random.default_rng(7)
+    clips = []
+    for i, n in enumerate(counts):
+        h, w = ((72, 88), (80, 72), (72, 80), (72, 96))[i]
+        frames = rng.integers(0, 256, (2, h, w, 3), dtype=np.uint8)
+        boxes = rng.uniform(0.3, 0.7, (n, 2, 4)).astype(np.float32)
+        masks, present = rng.random((n, 2, h, w)) > 0.5, np.ones((n, 2), bool)
+        clips.append(Clip(i, (0, 1), frames, rng.integers(0, 5, n), boxes, masks, present))
+    return clips
+
+
+def step(run: Trainer, batch: Batch) -> dict[str, Any]:
+    """One step, and what it computed."""
+    metrics = run.train_step(batch)
+    assert run.discriminator is not None
+    gradients = {name: p.grad for name, p in run.model.named_parameters() if p.requires_grad}
+    gradients |= {f"discriminator.{name}": p.grad for name, p in run.discriminator.named_parameters()}
+    buffers = {name: b for name, b in run.model.named_buffers() if "num_batches" not in name}
+    return {"metrics": metrics, "gradients": gradients, "buffers": buffers}
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-5) -> None:
+    """Gradients, running statistics and metrics agree; `tolerance` is relative to the largest of a tensor or 1."""
+    assert a["metrics"].keys() == b["metrics"].keys()
+    for name, value in a["metrics"].items():
+        assert b["metrics"][name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+    for kind in ("gradients", "buffers"):
+        assert a[kind].keys() == b[kind].keys()
+        for name, tensor in a[kind].items():
+            if tensor is None:
+                assert b[kind][name] is None or not b[kind][name].any(), name
+                continue
+            error = (tensor - b[kind][name]).abs().max().item()
+            assert error <= tolerance * max(1.0, tensor.abs().max().item()), (name, error)
+
+
+def norm_gradients(norm: nn.BatchNorm2d, share: slice) -> dict[str, Tensor]:
+    """What a batch norm makes of some of four images, and its gradients summed over the processes, in fp64."""
+    generator = torch.Generator().manual_seed(5)
+    images, weights = torch.randn(2, 4, 3, 5, 7, generator=generator, dtype=torch.float64)
+    model = nn.Sequential(norm)
+    synchronise_batch_norm(model)
+    found = images[share].requires_grad_()
+    (model(found) * weights[share]).square().sum().backward()
+    sum_gradients(model.parameters())
+    state = {name: tensor for name, tensor in model.state_dict().items() if "num_batches" not in name}
+    return {**state, "input": found.grad, **{f"{name}.grad": p.grad for name, p in model.named_parameters()}}
+
+
+def _process(rank: int, store: str, out: Path, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.save(job(*arguments), out / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def in_two_processes(folder: Path, job: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `job` returns in each of two processes of one group."""
+    folder.mkdir()
+    mp.spawn(_process, (str(folder / "store"), folder, job, arguments), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def _jobs_of_a_group(shapes: Path, out: Path) -> dict[str, Any]:
+    """All that the tests want of two processes, in one start of them."""
+    found: dict[str, Any] = {}
+    share = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    for name, counts in COUNTS.items():
+        found[name] = step(trainer(shapes, out), collate(clips_of(counts)[share]))
+    batch = collate(clips_of(COUNTS["unbalanced"])[share])
+    found["accumulated"] = step(trainer(shapes, out, accumulate=2), batch)
+    found["batch norm"] = step(trainer(shapes, out, {"backbone_norm": "batch"}), batch)
+    found["norm"] = norm_gradients(nn.BatchNorm2d(3, dtype=torch.float64), share)
+    clips = trainer(shapes, out).clips
+    own = [b.frames_BTHWC for b in batches(clips, 2, 0, 1, 0, 0, (dist.get_rank(), 2))]
+    found["order"] = torch.cat(own)
+
+    noisy: dict[str, Any] = {"model": {"dropout": 0.1}, "batch": 2}
+    whole = trainer(shapes, out / "whole", **noisy)
+    whole.train(progress=False)
+    broken = trainer(shapes, out / "broken", **noisy)
+    for i, part in enumerate(broken._batches()):
+        if i == 1:
+            break
+        broken.train_step(part)
+        broken.step_in_epoch += 1
+    broken.out.mkdir(exist_ok=True)
+    broken.save()
+    dist.barrier()
+    resumed = trainer(shapes, out / "broken", **noisy)
+    resumed.resume()
+    resumed.train(progress=False)
+    found["whole"], found["resumed"] = whole.weights(), resumed.weights()
+    found["next random"] = torch.rand(8)
+    return found
+
+
+@pytest.fixture(scope="module")
+def group(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("group")
+    return in_two_processes(folder / "results", _jobs_of_a_group, shapes, folder)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_two_processes_compute_the_gradients_of_one(group, shapes, tmp_path, name):
+    alone = step(trainer(shapes, tmp_path), collate(clips_of(COUNTS[name])))
+    for process in group:
+        assert_same(alone, process[name])
+    assert ("discriminator" in alone["metrics"]) == (name != "none")
+
+
+def test_batch_norm_is_one_over_all_processes(group):
+    alone = norm_gradients(nn.BatchNorm2d(3, dtype=torch.float64), slice(0, 4))
+    for rank, process in enumerate(group):
+        for name, tensor in alone.items():
+            expected = tensor[2 * rank : 2 * rank + 2] if name == "input" else tensor
+            torch.testing.assert_close(process["norm"][name], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_two_processes_compute_the_gradients_of_one_with_batch_norm(group, shapes, tmp_path):
+    alone = step(trainer(shapes, tmp_path, {"backbone_norm": "batch"}), collate(clips_of(COUNTS["unbalanced"])))
+    for process in group:
+        found = process["batch norm"]
+        assert found["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-5)
+        # Twenty norms of noise magnify rounding: weights that differ by 1e-7 change the gradients by 2e-3.
+        for kind in ("gradients", "buffers"):
+            a, b = (torch.cat([tensor.flatten() for tensor in x[kind].values()]) for x in (alone, found))
+            assert (a - b).norm() < 1e-2 * a.norm(), kind
+
+
+def test_accumulated_parts_of_two_processes_are_one_batch(group, shapes, tmp_path):
+    alone = step(trainer(shapes, tmp_path), collate(clips_of(COUNTS["unbalanced"])))
+    for process in group:
+        assert_same(alone, process["accumulated"])
+
+
+def test_the_clips_of_a_batch_do_not_depend_on_the_number_of_processes(group, shapes, tmp_path):
+    alone = [b.frames_BTHWC for b in batches(trainer(shapes, tmp_path).clips, 2, 0, 1, 0, 0)]
+    for i, batch in enumerate(alone):
+        assert torch.equal(batch, torch.stack([process["order"][i] for process in group]))
+
+
+def test_processes_stay_equal_but_draw_different_numbers(group):
+    a, b = group
+    assert all(torch.equal(a["whole"][name], b["whole"][name]) for name in a["whole"])
+    assert not torch.equal(a["next random"], b["next random"])
+
+
+def test_a_resumed_run_of_two_processes_ends_with_the_weights_of_an_unbroken_one(group):
+    for process in group:
+        assert all(torch.equal(process["whole"][name], process["resumed"][name]) for name in process["whole"])
+
+
+def test_another_number_of_processes_is_refused(group, shapes, tmp_path, monkeypatch):
+    run = trainer(shapes, tmp_path)
+    run.save()
+    monkeypatch.setattr("mssts.training.trainer.world_size", lambda: 2)
+    with pytest.raises(MsstsError, match="by 1 processes, not 2"):
+        run.resume()
+    with pytest.raises(MsstsError, match="the 3 clips of a step cannot be split over 2 processes"):
+        trainer(shapes, tmp_path, batch=3)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("name", ["unbalanced", "one has none"])
+def test_accumulation_is_the_large_batch(shapes, tmp_path, parts, name):
+    batch = collate(clips_of(COUNTS[name]))
+    assert_same(step(trainer(shapes, tmp_path), batch), step(trainer(shapes, tmp_path, accumulate=parts), batch))
+
+
+def test_accumulation_draws_for_the_discriminator_what_it_draws_for_the_model(shapes, tmp_path):
+    """Accumulating, the model goes over the parts twice: with dropout, both times it must drop the same."""
+    run = trainer(shapes, tmp_path, {"dropout": 0.5, "backbone_norm": "batch"}, accumulate=2)
+    seen: list[Tensor] = []
+    run.model.encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach()))
+    run.train_step(collate(clips_of(COUNTS["unbalanced"])))
+    assert len(seen) == 4
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+    counted = trainer(shapes, tmp_path, {"dropout": 0.5, "backbone_norm": "batch"}, accumulate=2)
+    counted.discriminator = None  # no rehearsal
+    counted.train_step(collate(clips_of(COUNTS["unbalanced"])))
+    for a, b in zip(run.model.buffers(), counted.model.buffers(), strict=True):
+        if a.is_floating_point():
+            assert torch.equal(a, b)  # the rehearsal did not move the running statistics
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_recomputation_changes_nothing(shapes, tmp_path, norm):
+    batch = collate(clips_of(COUNTS["unbalanced"]))
+    model = {"dropout": 0.1, "backbone_norm": norm}
+    kept = step(trainer(shapes, tmp_path, model), batch)
+    again = step(trainer(shapes, tmp_path, model, checkpoint_activations=True), batch)
+    assert_same(kept, again, tolerance=0)
+
+
+class Kept:
+    """Bytes of activations that wait for backward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        self._storages: dict[int, Tensor] = {}
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._parameters:
+            self._storages[storage.data_ptr()] = tensor  # kept, or its address would be used again
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._storages.values())
+
+
+def test_recomputation_of_swin_keeps_less(shapes):
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+    def gradients(recompute: bool) -> tuple[list[Tensor], int]:
+        torch.manual_seed(0)
+        model = SwinTransformer(SwinConfig(16, (2, 2, 4, 2), (1, 2, 4, 8), window=4, drop_path=0.5)).train()
+        if recompute:
+            recompute_activations(model)
+        kept = Kept(model)
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+            features = model(images)
+        torch.stack([feature.square().mean() for feature in features]).sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None], kept.bytes
+
+    (usual, kept), (again, kept_less) = gradients(False), gradients(True)
+    assert len(usual) == len(again)
+    assert all(torch.equal(a, b) for a, b in zip(usual, again, strict=True))
+    # A block keeps some 14 maps of its width, and its attention; recomputed, its input alone (which is not counted).
+    assert kept_less < 0.3 * kept
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _rows(out: Path) -> int:
+    path = out / METRICS_FILE
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+# `mssts train` with a recipe that saves often and whose clips are small.
+DRIVER = """
+import sys
+from dataclasses import replace
+from mssts.cli import main
+from mssts.data.clips import ClipTransform
+from mssts.training import config
+recipe = replace(config.recipe("tiny"), save_every=2, clip_frames=2, transform=ClipTransform((48,), 64))
+config.recipe = lambda name: recipe
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_weights(shapes, tmp_path, monkeypatch, one_thread):
+    def arguments(out: str) -> list[str]:
+        return ["train", "--data", str(shapes), "--out", str(tmp_path / out), "--batch", "2", "--epochs", "4",
+                "--device", "cpu"]  # fmt: skip
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments("killed")], env=_environment())
+    try:
+        _wait_for((killed / STATE_FILE).exists, process)
+        moment = random.uniform(0, 1.5)  # not seeded: another moment every time
+        time.sleep(moment)
+    finally:
+        process.kill()
+    process.wait(TIMEOUT)
+    steps_seen = _rows(killed) - 1
+
+    from mssts.training import config
+
+    small = replace(config.recipe("tiny"), save_every=2, clip_frames=2, transform=ClipTransform((48,), 64))
+    monkeypatch.setattr(config, "recipe", lambda name: small)
+    assert main(arguments("whole")) == 0
+    assert main([*arguments("killed"), "--resume"]) == 0
+    a, b = (load_checkpoint(tmp_path / run / MODEL_FILE).weights for run in ("whole", "killed"))
+    where = f"killed {moment:.2f} s after its first save, with {steps_seen} steps done"
+    assert all(torch.equal(a[name], b[name]) for name in a), where
+    rows = [(tmp_path / run / METRICS_FILE).read_text().splitlines() for run in ("whole", "killed")]
+    assert [row.rpartition(",")[0] for row in rows[0]] == [row.rpartition(",")[0] for row in rows[1]], where
+    assert not [path.name for path in killed.iterdir() if path.name.startswith(".")]
+
+
+def test_a_killed_process_ends_the_job_with_an_error(shapes, tmp_path):
+    out, log, driver = tmp_path / "run", tmp_path / "log", tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
+             "--nproc-per-node=2", str(driver), "train", "--data", str(shapes), "--out", str(out), "--batch", "2",
+             "--epochs", "1000", "--device", "cpu"],
+            env=_environment(), stdout=file, stderr=file,
+        )  # fmt: skip
+    try:
+        _wait_for(lambda: _rows(out) > 2, process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+        assert process.wait(TIMEOUT) != 0
+        assert b"SIGKILL" in log.read_bytes()
+        assert not any(_alive(pid) for pid in workers)
+        steps = [int(row.partition(",")[0]) for row in (out / METRICS_FILE).read_text().splitlines()[1:]]
+        assert steps == list(range(1, len(steps) + 1))  # one process wrote them
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT)
