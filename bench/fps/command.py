@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from mssts.bench.arguments import check_positive, frame_size
 from mssts.errors import MsstsError
 from mssts.files import write_json
+from mssts.machine import cpu_count
 from mssts.manifest import FixedShape
-from mssts.provenance import cpu_count, provenance
+from mssts.provenance import provenance
 
 if TYPE_CHECKING:
     from mssts.bench.fps.engines import Candidate

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mssts.memory import STATUS, resident_bytes
+from mssts.machine import STATUS, resident_bytes
 
 if TYPE_CHECKING:
     from mssts.bench.fps.command import Setting

@@ -11,7 +11,8 @@ from typing import Any
 from mssts.bench.kernels import workloads
 from mssts.errors import MsstsError
 from mssts.files import write_json
-from mssts.provenance import cpu_count, provenance
+from mssts.machine import cpu_count
+from mssts.provenance import provenance
 
 HELP = "time, memory and accuracy of the two ops: our kernels beside PyTorch, ONNX Runtime and the stock extensions"
 

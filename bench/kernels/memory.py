@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mssts.bench.kernels.workloads import WORKLOADS
-from mssts.memory import resident_bytes, return_freed_memory
+from mssts.machine import resident_bytes, return_freed_memory
 
 _CLEAR = Path("/proc/self/clear_refs")
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

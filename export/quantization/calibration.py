@@ -16,10 +16,10 @@ from tqdm import tqdm
 from mssts import contract
 from mssts.errors import MsstsError
 from mssts.kernels import library
+from mssts.machine import cpu_count
 from mssts.manifest import Manifest
 from mssts.media.sources import Video, open_source
 from mssts.prediction.tracking import windows
-from mssts.provenance import cpu_count
 from mssts.runners.fixed_shape import pad_to_shape
 from mssts.segmenters.preprocessing import engine_input
 

@@ -84,7 +84,7 @@ class Entry:
 
 
 def _engines() -> list[Entry]:
-    from mssts.provenance import cpu_count
+    from mssts.machine import cpu_count
 
     found = []
     torch, reason = _imported("torch", "PyTorch", "`pip install torch`")

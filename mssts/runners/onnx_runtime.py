@@ -15,8 +15,7 @@ import onnxruntime
 from mssts import contract
 from mssts import kernels as built
 from mssts.errors import MsstsError, first_line
-from mssts.memory import return_freed_memory
-from mssts.provenance import cpu_count
+from mssts.machine import cpu_count, return_freed_memory
 from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput, Runner
 from mssts.runners.device_buffers import DeviceBuffers

@@ -14,8 +14,7 @@ import numpy as np
 from mssts import contract
 from mssts import kernels as built
 from mssts.errors import MsstsError
-from mssts.memory import return_freed_memory
-from mssts.provenance import cpu_count
+from mssts.machine import cpu_count, return_freed_memory
 from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput, Runner
 from mssts.runners.onnx_weights import MappedWeights

@@ -11,12 +11,12 @@ import torch
 
 from mssts.errors import MsstsError, first_line
 from mssts.kernels import library
+from mssts.machine import cpu_count
 from mssts.manifest import Manifest
 from mssts.model.checkpoint import load_checkpoint
 from mssts.model.deployment import deployed
 from mssts.model.engine import Engine
 from mssts.ops import why_no_kernel
-from mssts.provenance import cpu_count
 from mssts.runners.base import EngineOutput, Runner
 
 

@@ -1,0 +1,52 @@
+"""This machine and this process: processor, cores, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+STATUS = Path("/proc/self/status")  # Linux alone has it
+
+
+def cpu_model() -> str:
+    """The processor's marketing name where the system tells it, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cpu_count() -> int:
+    """The number of cores this process may use (a container's share, not the host's)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory (GiB) and operating system of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    return {
+        "cpu": cpu_model(),
+        "cores": cpu_count(),
+        "memory_gib": None if memory is None else round(memory, 1),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def resident_bytes(field: str) -> int:
+    """A field of `STATUS`: `VmRSS` is resident now, `VmHWM` was at most since this program began."""
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def return_freed_memory() -> None:
+    """Gives back what the C library keeps of freed memory: of a file that was read, as much again as its weights."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # elsewhere than with glibc
+        ctypes.CDLL(None).malloc_trim(0)
