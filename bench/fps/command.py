@@ -267,7 +267,7 @@ def around_the_engine(setting: Setting, repeats: int) -> dict[str, float]:
     from mssts.bench.fps.engines import clip
     from mssts.manifest import InputRule
     from mssts.runners.base import EngineOutput
-    from mssts.segmenters.postprocessing import instances
+    from mssts.segmenters.postprocessing import to_instances
     from mssts.segmenters.preprocessing import decode_frames, engine_input
 
     K = 10
@@ -287,7 +287,7 @@ def around_the_engine(setting: Setting, repeats: int) -> dict[str, float]:
         engine_input(decode_frames(jpegs), rule)
         seconds["preprocess"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        instances(output, sizes_B2, setting.size)
+        to_instances(output, sizes_B2, setting.size)
         seconds["postprocess"].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(found[1:]) for name, found in seconds.items()}
 

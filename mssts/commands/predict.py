@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mssts.prediction.predictor import PredictReport
-    from mssts.segmenters.base import Segmenter
 
 HELP = "track and segment the objects of videos, on a server, a local engine or a checkpoint"
 
@@ -59,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Predicts and prints a summary."""
     from mssts.media.sources import open_source
     from mssts.prediction.predictor import PredictOptions, predict
+    from mssts.segmenters import load
 
     shard = arguments.shard or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     out = arguments.out if shard[1] == 1 else arguments.out / f"shard-{shard[0]}-of-{shard[1]}"
@@ -72,27 +72,15 @@ def run(arguments: argparse.Namespace) -> None:
         archive=arguments.archive,
     )
     source = open_source(arguments.source)
-    segmenter = _segmenter(arguments)
-    try:
+    target = "grpc://" + arguments.url.removeprefix("grpc://") if arguments.url else arguments.model
+    with load(target, runner=arguments.runner) as segmenter:
         report = predict(source, segmenter, out, options)
-    finally:
-        segmenter.close()
     _print_summary(report, out, arguments.archive)
 
 
 def _shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
     return int(part), int(parts)
-
-
-def _segmenter(arguments: argparse.Namespace) -> Segmenter:
-    if arguments.url:
-        from mssts.segmenters.triton import TritonSegmenter
-
-        return TritonSegmenter(arguments.url)
-    from mssts.segmenters.local import LocalSegmenter
-
-    return LocalSegmenter(arguments.model, runner=arguments.runner)
 
 
 def _print_summary(report: PredictReport, out: Path, archive: bool) -> None:

@@ -102,5 +102,5 @@ def encode_jpeg(rgb_HWC: np.ndarray, quality: int) -> bytes:
 
 
 def size_text(size: tuple[int, int]) -> str:
-    """A size (height, width) as people write it."""
-    return f"{size[1]}×{size[0]} (width × height)"
+    """A size (height, width) as people write it: width×height."""
+    return f"{size[1]}×{size[0]}"

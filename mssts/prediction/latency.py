@@ -10,9 +10,8 @@ import numpy as np
 
 from mssts import contract
 from mssts.errors import MsstsError
-from mssts.segmenters.triton import StageTime, TritonSegmenter
+from mssts.segmenters.triton import STAGE_MODELS, StageTime, TritonSegmenter
 
-_STAGES = {"decode": "preprocess", "engine": "engine", "postprocess": "postprocess"}
 _PATIENCE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
@@ -35,7 +34,7 @@ def stage_latency(segmenter: TritonSegmenter, clip: np.ndarray | Sequence[bytes]
         segmenter.segment(clip)
         request = 1e3 * (time.perf_counter() - start)
         after = _settled(segmenter, before[contract.ENSEMBLE].count + 1)
-        row = {stage: (after[model] - before[model]).compute_ns / 1e6 for stage, model in _STAGES.items()}
+        row = {stage: (after[model] - before[model]).compute_ns / 1e6 for stage, model in STAGE_MODELS.items()}
         rows.append({**row, "transfer": request - sum(row.values()), "request": request})
     return {stage: statistics.median(row[stage] for row in rows) for stage in rows[0]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -14,18 +13,15 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from mssts import contract
 from mssts.errors import MsstsError
 from mssts.files import write_json
 from mssts.media.images import encode_jpeg
-from mssts.media.sources import Frame, Video, VideoSource
+from mssts.media.sources import Frame, Video, VideoSource, open_source
 from mssts.prediction.overlay import Overlay
 from mssts.prediction.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
 from mssts.prediction.tracking import Linker, Track, windows
 from mssts.provenance import provenance
 from mssts.segmenters.base import Segmenter
-from mssts.segmenters.local import LocalSegmenter
-from mssts.segmenters.triton import TritonSegmenter
 
 ARCHIVE = "results.zip"
 
@@ -152,7 +148,7 @@ class _Clock:
 
 
 def predict(
-    source: VideoSource,
+    source: VideoSource | Path | str,
     segmenter: Segmenter,
     out: Path | str,
     options: PredictOptions | None = None,
@@ -169,8 +165,9 @@ def predict(
     `NAME.png`. All of it appears in the end, or none.
 
     Args:
-        source: from `mssts.media.sources.open_source`.
-        segmenter: a local engine or a server; it stays open.
+        source: a video, a folder of images or the JSON of a data set, or what `open_source` made of one.
+        segmenter: from `mssts.load`; it stays open.
+        out: a folder, made if it is not there.
         options: `PredictOptions()` if None.
         progress: show a progress bar if stderr is a terminal.
 
@@ -179,6 +176,8 @@ def predict(
             or `out` cannot be written.
     """
     options = options or PredictOptions()
+    if not isinstance(source, VideoSource):
+        source = open_source(source)
     part, parts = options.shard
     videos = source.videos[: options.max_videos][part::parts]
     lengths = [video.length for video in videos if video.length is not None]
@@ -186,7 +185,7 @@ def predict(
     entries: list[dict[str, Any]] = []
     reports = []
     clock = _Clock()
-    before = _segmenter_seconds(segmenter)
+    before = segmenter.stage_seconds()
     start = time.perf_counter()
     with (
         _staged(Path(out)) as folder,
@@ -200,14 +199,13 @@ def predict(
             entries += submission_entries(video.id, video.size, tracks, segmenter.manifest.categories)
             reports.append(video_report)
         seconds = time.perf_counter() - start - clock.seconds["render"]
-        after = _segmenter_seconds(segmenter)
         report = PredictReport(
             source=str(source.path),
-            engine=_describe(segmenter),
+            engine=segmenter.describe(),
             frames=sum(video_report.frames for video_report in reports),
             clips=sum(video_report.clips for video_report in reports),
             seconds=seconds,
-            stage_seconds=_split(clock.seconds, {stage: after[stage] - before[stage] for stage in after}),
+            stage_seconds=_split(clock.seconds, before, segmenter.stage_seconds()),
             videos=tuple(reports),
             shard=options.shard,
         )
@@ -265,17 +263,17 @@ def _windows(video: Video, segmenter: Segmenter, whole_video: bool, clock: _Cloc
 
 
 def _all_frames(video: Video, segmenter: Segmenter, frames: Iterator[Frame]) -> list[Frame]:
-    """All frames of a video, unless a server would refuse them: then no more are read than it takes."""
-    if not isinstance(segmenter, TritonSegmenter):
-        return list(frames)
+    """All frames of a video. Of one that is over the segmenter's limits, no more are read than it takes."""
     height, width = video.size
-    limit = min(contract.LIMITS.frames, contract.LIMITS.total_pixels // (height * width))
-    whole = list(itertools.islice(frames, limit + 1))
-    if len(whole) > limit:
-        raise MsstsError(
-            f"{video.name}: longer than the {limit} frames of {width}×{height} that a server takes in one clip; "
-            "predict without --whole-video, or with --model instead of --url"
-        )
+    limit = min(segmenter.limits.frames, segmenter.limits.total_pixels // (height * width))
+    whole: list[Frame] = []
+    for frame in frames:
+        if len(whole) == limit:
+            raise MsstsError(
+                f"{video.name}: longer than the {limit} frames of {width}×{height} that a server takes in one clip; "
+                "predict without --whole-video, or with --model instead of --url"
+            )
+        whole.append(frame)
     return whole
 
 
@@ -307,40 +305,12 @@ def _clip(frames: Sequence[Frame], transfer: str) -> np.ndarray | list[bytes]:
     return np.stack([frame.rgb_HWC for frame in frames])
 
 
-def _describe(segmenter: Segmenter) -> dict[str, Any]:
-    if isinstance(segmenter, LocalSegmenter):
-        return segmenter.describe()
-    precision = segmenter.manifest.precision
-    if isinstance(segmenter, TritonSegmenter):
-        return {"name": "triton", "version": segmenter.server_version, "precision": precision}
-    return {"name": type(segmenter).__name__, "precision": precision}
-
-
-def _segmenter_seconds(segmenter: Segmenter) -> dict[str, float]:
-    """What a segmenter has spent so far in each of its stages, where it tells."""
-    if isinstance(segmenter, LocalSegmenter):
-        return dict(segmenter.stage_seconds)
-    if isinstance(segmenter, TritonSegmenter):
-        times = segmenter.statistics()
-        models = {"decode": "preprocess", "engine": "engine", "postprocess": "postprocess"}
-        seconds = {stage: times[model].compute_ns / 1e9 for stage, model in models.items()}
-        return {**seconds, "server": times[contract.ENSEMBLE].total_ns / 1e9}
-    return {}
-
-
-def _split(seconds: dict[str, float], inside: dict[str, float]) -> dict[str, float]:
-    """The seconds by stage, with those of `segment` split into the segmenter's own.
-
-    A server counts on its own clock, and a model may start while the one before tidies up, so what remains for
-    `overhead` or `transfer` may come out a little below zero; it is nothing then.
-    """
-    stages = {stage: spent for stage, spent in inside.items() if stage != "server"}
-    if "server" in inside:
-        stages["overhead"] = max(inside["server"] - sum(stages.values()), 0.0)
-        stages["transfer"] = max(seconds["segment"] - inside["server"], 0.0)
+def _split(seconds: dict[str, float], before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """The seconds by stage, with those of `segment` split into the segmenter's own where it has stages."""
+    inside = {stage: max(after[stage] - before[stage], 0.0) for stage in after}
     return {
         "read": seconds["read"],
-        **stages,
+        **(inside or {"segment": seconds["segment"]}),
         "link": seconds["link"],
         "render": seconds["render"],
     }

@@ -1,1 +1,31 @@
-"""Segmenters: frames of a clip in, instances out."""
+"""Segmenters: frames of a clip in, instances out, on a local engine or on a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mssts.segmenters.base import Segmenter
+
+
+def load(target: Path | str, *, threads: int | None = None, runner: str = "auto") -> Segmenter:
+    """Opens a segmenter, to be used in a `with` block or closed.
+
+    Args:
+        target: an export's or plan's folder or file, a checkpoint (which needs torch), or a server as
+            `grpc://host:port`.
+        threads: cores that a local engine uses, all that this process may use if None.
+        runner: what runs a local engine, one of `mssts.runners.RUNNERS`.
+
+    Raises:
+        MsstsError: the engine is absent or broken, or no server answers at that address.
+    """
+    # Imported here: a client has no engine library, and a local engine needs no gRPC.
+    if str(target).startswith("grpc://"):
+        from mssts.segmenters.triton import TritonSegmenter
+
+        return TritonSegmenter(str(target))
+    from mssts.segmenters.local import LocalSegmenter
+
+    return LocalSegmenter(target, threads, runner)

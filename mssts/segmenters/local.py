@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mssts.contract import LIMITS
+from mssts.contract import LIMITS, Limits
 from mssts.manifest import Manifest
 from mssts.runners import load_engine
-from mssts.segmenters.base import Instances
-from mssts.segmenters.postprocessing import instances
+from mssts.segmenters.base import Instances, Segmenter
+from mssts.segmenters.postprocessing import to_instances
 from mssts.segmenters.preprocessing import decode_frames, engine_input
 
 # How much one clip may hold is a matter of this machine's memory alone; a single frame is still refused as a server
@@ -23,16 +24,13 @@ from mssts.segmenters.preprocessing import decode_frames, engine_input
 _LIMITS = replace(LIMITS, frames=sys.maxsize, total_pixels=sys.maxsize, encoded_bytes=sys.maxsize)
 
 
-class LocalSegmenter:
-    """A `mssts.segmenters.base.Segmenter` without a server.
-
-    `stage_seconds` holds the time spent so far in `decode` (JPEG decoding and resizing), `engine` and `postprocess`,
-    the names of the server's stages.
+class LocalSegmenter(Segmenter):
+    """A segmenter in this process.
 
     Args:
-        model: an engine's file with a manifest beside it, the folder of both, or a checkpoint, which needs torch.
-        threads: cores the engine uses; all this process may use if None.
-        runner: who runs an ONNX file, one of `mssts.runners.RUNNERS`.
+        model: the folder or file of an export or plan, or a checkpoint, which needs torch.
+        threads: cores the engine uses, all this process may use if None.
+        runner: what runs the engine, one of `mssts.runners.RUNNERS`.
 
     Raises:
         MsstsError: the engine, its manifest or the checkpoint is absent or broken.
@@ -40,23 +38,28 @@ class LocalSegmenter:
 
     def __init__(self, model: Path | str, threads: int | None = None, runner: str = "auto") -> None:
         self._runner, self._manifest = load_engine(model, threads, runner)
-        self.stage_seconds = {"decode": 0.0, "engine": 0.0, "postprocess": 0.0}
+        self._seconds = {"decode": 0.0, "engine": 0.0, "postprocess": 0.0}
 
     @property
     def manifest(self) -> Manifest:
         """The manifest of the engine."""
         return self._manifest
 
-    def describe(self) -> dict[str, object]:
-        """What runs the engine, as `mssts.runners.base.Runner.describe`."""
+    @property
+    def limits(self) -> Limits:
+        """Those of a server for a single frame; a clip is bounded by memory alone."""
+        return _LIMITS
+
+    def describe(self) -> dict[str, Any]:
+        """Runtime, version, device, precision and active kernels."""
         return self._runner.describe()
 
-    def segment(self, frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float = 0.0) -> Instances:
-        """The instances of a clip of RGB uint8 frames, or of T encoded JPEGs.
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds in `decode` (decoding and resizing), `engine` and `postprocess`, as a server's stages are named."""
+        return dict(self._seconds)
 
-        Raises:
-            MsstsError: the clip was refused (corrupt, frames too large) or the engine failed.
-        """
+    def segment(self, frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float = 0.0) -> Instances:
+        """Finds the instances of a clip, see `Segmenter.segment`."""
         with self._timed("decode"):
             if not isinstance(frames_THWC, np.ndarray):
                 frames_THWC = decode_frames(frames_THWC, _LIMITS)
@@ -65,7 +68,8 @@ class LocalSegmenter:
             output = self._runner.infer(frames_BTHWC, sizes_B2)
         with self._timed("postprocess"):
             height, width = frames_THWC.shape[1:3]
-            return instances(output, sizes_B2, (height, width), score_threshold)
+            found = to_instances(output, sizes_B2, (height, width), score_threshold)
+            return replace(found, categories=self._manifest.categories)
 
     def close(self) -> None:
         """Frees the engine."""
@@ -75,4 +79,4 @@ class LocalSegmenter:
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.stage_seconds[stage] += time.perf_counter() - start
+        self._seconds[stage] += time.perf_counter() - start

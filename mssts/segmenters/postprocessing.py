@@ -15,7 +15,7 @@ from mssts.segmenters.base import Instances
 _STRIDE = 4  # pixels of the engine's frame to one of its masks
 
 
-def instances(
+def to_instances(
     output: EngineOutput,
     sizes_B2: np.ndarray,
     original_size: tuple[int, int],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +16,11 @@ import numpy as np
 from mssts import contract
 from mssts.errors import MsstsError
 from mssts.manifest import Manifest
-from mssts.segmenters.base import Instances
+from mssts.segmenters.base import Instances, Segmenter
 
 _CONNECT_SECONDS = 10.0
+# The stages of a request, as reports name them, and the models that run them.
+STAGE_MODELS = {"decode": "preprocess", "engine": "engine", "postprocess": "postprocess"}
 # What Triton writes in front of a message: the request's id, of which we give none, and the ensemble's name.
 _OF_TRITON = re.compile(r"^(?:\[request id: \S+\] )?(?:in ensemble '\w+', )?")
 
@@ -46,8 +50,8 @@ class StageTime:
         )
 
 
-class TritonSegmenter:
-    """The ensemble of a server as `mssts.segmenters.base.Segmenter`. Safe to share between threads.
+class TritonSegmenter(Segmenter):
+    """The ensemble of a server. Safe to share between threads.
 
     Args:
         url: `grpc://host:port` or `host:port`.
@@ -64,6 +68,8 @@ class TritonSegmenter:
             raise MsstsError("the gRPC client is not installed: `pip install 'mssts[client]'`") from None
         self._triton = triton
         self._timeout = timeout
+        self._request_seconds = 0.0
+        self._lock = threading.Lock()
         host, self._address = _parse_url(url)
         self._client = triton.InferenceServerClient(self._address, channel_args=_channel_options(host))
         try:
@@ -83,11 +89,12 @@ class TritonSegmenter:
         return str(self._call(self._client.get_server_metadata, _CONNECT_SECONDS).version)
 
     def segment(self, frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float = 0.0) -> Instances:
-        """The instances of a clip of RGB uint8 frames, or of T encoded JPEGs.
+        """Finds the instances of a clip, see `Segmenter.segment`.
 
         Raises:
             MsstsError: the server refused the clip (its own line says why), failed, or did not answer in time.
         """
+        start = time.perf_counter()
         if isinstance(frames_THWC, np.ndarray):
             if frames_THWC.dtype != np.uint8:
                 raise MsstsError(f"frames must be uint8, not {frames_THWC.dtype}")
@@ -98,13 +105,35 @@ class TritonSegmenter:
         result = self._call(self._client.infer, self._timeout, contract.ENSEMBLE, [clip, threshold])
         scores, labels, boxes, rles, size = (result.as_numpy(spec.name) for spec in contract.RESULT_OUTPUTS)
         height, width = size
-        return Instances(
+        found = Instances(
             scores=scores,
             labels=labels,
             boxes=boxes,
             rles=tuple(tuple(rle or None for rle in instance) for instance in rles),
             size=(int(height), int(width)),
+            categories=self._manifest.categories,
         )
+        with self._lock:
+            self._request_seconds += time.perf_counter() - start
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The server's version and the engine's precision."""
+        return {"name": "triton", "version": self.server_version, "precision": self._manifest.precision}
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds in the server's `decode`, `engine`, `postprocess` and `overhead` (queues, copies between models),
+        and in `transfer`, the rest of what this client's requests took: network and serialisation.
+
+        The server counts on its own clock, what it did for others included, and a model may start while the one before
+        tidies up: a difference may come out a little below zero.
+        """
+        times = self.statistics()
+        stages = {stage: times[model].compute_ns / 1e9 for stage, model in STAGE_MODELS.items()}
+        server = times[contract.ENSEMBLE].total_ns / 1e9
+        with self._lock:
+            requests = self._request_seconds
+        return {**stages, "overhead": server - sum(stages.values()), "transfer": requests - server}
 
     def statistics(self) -> dict[str, StageTime]:
         """What the server has spent so far in the ensemble and in each of its models, by their names."""
@@ -119,12 +148,6 @@ class TritonSegmenter:
     def close(self) -> None:
         """Closes the connection."""
         self._client.close()
-
-    def __enter__(self) -> TritonSegmenter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _input(self, spec: contract.TensorSpec, array: np.ndarray) -> Any:
         tensor = self._triton.InferInput(spec.name, list(array.shape), spec.triton_dtype)

@@ -20,7 +20,6 @@ from support.toy_engine import write_toy_engine
 
 from mssts import contract
 from mssts.cli import main
-from mssts.commands import predict as predict_command
 from mssts.errors import MsstsError
 from mssts.evaluation import check_submission
 from mssts.manifest import Category, InputRule, Manifest
@@ -30,11 +29,11 @@ from mssts.model.config import BASELINE, preset, tiny
 from mssts.model.engine import Engine, normalise
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.model.released import our_name
-from mssts.prediction import overlay, predictor
+from mssts.prediction import overlay
 from mssts.prediction.predictor import PredictOptions, predict
 from mssts.runners import load_runner
 from mssts.runners.torch_runner import TorchRunner
-from mssts.segmenters.base import Instances
+from mssts.segmenters.base import Instances, Segmenter
 from mssts.segmenters.local import LocalSegmenter
 from mssts.segmenters.preprocessing import engine_input
 
@@ -281,12 +280,18 @@ def test_the_whole_video_is_what_the_released_inference_gives(checkpoint: Path, 
             assert (ours_HW != mask_HW).mean() < 1e-3
 
 
-class Recorder:
+class Recorder(Segmenter):
     """A segmenter that keeps what it is asked, and finds one thing a clip."""
 
-    def __init__(self) -> None:
-        self.manifest = Manifest("toy", "fp32", CATEGORIES, InputRule(64, 128), 4, 1, 1, "model.onnx", "")
+    manifest = Manifest("toy", "fp32", CATEGORIES, InputRule(64, 128), 4, 1, 1, "model.onnx", "")
+
+    def __init__(self, limits: contract.Limits = contract.LIMITS) -> None:
         self.asked: list[tuple[int, float]] = []
+        self._limits = limits
+
+    @property
+    def limits(self) -> contract.Limits:
+        return self._limits
 
     def segment(self, frames: Any, score_threshold: float = 0.0) -> Instances:
         self.asked.append((len(frames), score_threshold))
@@ -297,13 +302,10 @@ class Recorder:
             np.array([0.5], np.float32), np.array([1], np.int32), boxes, ((rle,) * len(frames),), (HEIGHT, WIDTH)
         )
 
-    def close(self) -> None:
-        """Nothing to free."""
-
 
 def test_a_video_longer_than_a_servers_limit_is_one_clip_of_a_local_engine(tmp_path: Path) -> None:
     source = open_source(write_dataset(tmp_path / "set", (contract.LIMITS.frames + 5, 3)))
-    recorder = Recorder()
+    recorder = Recorder(replace(contract.LIMITS, frames=10**6, total_pixels=10**12))
     predict(source, recorder, tmp_path / "out", PredictOptions(pictures=0, whole_video=True))
     assert recorder.asked == [(contract.LIMITS.frames + 5, 0.001), (3, 0.001)]
 
@@ -323,16 +325,8 @@ def test_what_a_server_does_not_take_is_one_line_before_it_is_sent(
     size: tuple[int, int],
     limit: int,
 ) -> None:
-    class Server(Recorder):
-        server_version = "0"
-
-        def statistics(self) -> dict[str, Any]:
-            return {}
-
-    server = Server()
-    monkeypatch.setattr(predictor, "TritonSegmenter", Server)
-    monkeypatch.setattr(predictor, "_segmenter_seconds", lambda _: {})
-    monkeypatch.setattr(predict_command, "_segmenter", lambda _: server)
+    server = Recorder()
+    monkeypatch.setattr("mssts.segmenters.load", lambda target, **_: server)
     monkeypatch.setattr("mssts.media.sources._encoded_size", lambda *_: size)
     folder = tmp_path / "long"
     folder.mkdir()

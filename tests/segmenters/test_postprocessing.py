@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from mssts.runners.base import EngineOutput
 from mssts.segmenters.base import Instances
-from mssts.segmenters.postprocessing import instances
+from mssts.segmenters.postprocessing import to_instances
 
 
 def engine_output(
@@ -74,7 +74,7 @@ def test_masks_equal_a_dense_float64_interpolation(valid: tuple[int, int], size:
     # Padding beyond the valid size holds logits too, which must not leak in.
     h, w = (-(-side // 8) * 2 + int(rng.integers(0, 3)) for side in valid)
     logits_Thw = smooth_noise(rng, 2, h, w)
-    found = instances(engine_output(logits_Thw), np.array([valid], np.int32), size)
+    found = to_instances(engine_output(logits_Thw), np.array([valid], np.int32), size)
     for t in range(2):
         expected = reference(logits_Thw[t], valid, size)
         np.testing.assert_array_equal(decoded(found)[t], expected)
@@ -87,7 +87,7 @@ def test_masks_equal_a_dense_float64_interpolation(valid: tuple[int, int], size:
 @pytest.mark.parametrize("size", [(360, 640), (211, 333), (50, 90), (47, 1280), (1, 1)])
 def test_masks_equal_torch_interpolate(size: tuple[int, int]) -> None:
     logits_Thw = smooth_noise(np.random.default_rng(1), 3, 32, 56)
-    found = instances(engine_output(logits_Thw), np.array([[128, 224]], np.int32), size)
+    found = to_instances(engine_output(logits_Thw), np.array([[128, 224]], np.int32), size)
     upsampled = torch.nn.functional.interpolate(
         torch.from_numpy(logits_Thw)[None].double(), size, mode="bilinear", align_corners=False
     )
@@ -99,7 +99,7 @@ def test_masks_that_fill_touch_and_leave_the_frame() -> None:
     logits_Thw[0] = 1  # all of it
     logits_Thw[1, :, 4:] = 1  # the right half
     logits_Thw[2, 4:] = 1  # the lower half
-    found = instances(engine_output(logits_Thw), np.array([[32, 32]], np.int32), (32, 32))
+    found = to_instances(engine_output(logits_Thw), np.array([[32, 32]], np.int32), (32, 32))
     masks_THW = decoded(found)
     assert masks_THW[0].all()
     expected = np.zeros((32, 32), bool)
@@ -112,13 +112,13 @@ def test_masks_that_fill_touch_and_leave_the_frame() -> None:
 def test_a_mask_between_the_pixels_of_a_smaller_frame_is_none() -> None:
     logits_Thw = np.full((1, 64, 64), -1.0)
     logits_Thw[0, 3, 3] = 0.5
-    found = instances(engine_output(logits_Thw), np.array([[256, 256]], np.int32), (16, 16))
+    found = to_instances(engine_output(logits_Thw), np.array([[256, 256]], np.int32), (16, 16))
     assert found.rles == ((None,),)
 
 
 def test_boxes_are_pixels_of_the_sent_frames_and_clipped() -> None:
     boxes = [[(0.5, 0.5, 0.5, 0.25), (0.0, 1.0, 0.5, 0.5)]]
-    found = instances(engine_output(np.ones((2, 8, 16)), boxes), np.array([[32, 64]], np.int32), (100, 200))
+    found = to_instances(engine_output(np.ones((2, 8, 16)), boxes), np.array([[32, 64]], np.int32), (100, 200))
     np.testing.assert_allclose(found.boxes[0], [[50, 37.5, 150, 62.5], [0, 75, 50, 100]], rtol=1e-6)
     assert found.boxes.dtype == np.float32
     assert found.size == (100, 200)
@@ -127,11 +127,11 @@ def test_boxes_are_pixels_of_the_sent_frames_and_clipped() -> None:
 def test_the_threshold_keeps_what_is_at_or_above_it() -> None:
     output = engine_output(np.ones((1, 8, 8)), scores=(0.75, 0.5, 0.25))
     sizes_B2 = np.array([[32, 32]], np.int32)
-    found = instances(output, sizes_B2, (32, 32), score_threshold=0.5)
+    found = to_instances(output, sizes_B2, (32, 32), score_threshold=0.5)
     assert found.scores.tolist() == [0.75, 0.5]
     assert found.labels.tolist() == [0, 1]
     assert len(found.rles) == 2
-    nothing = instances(output, sizes_B2, (32, 32), score_threshold=0.8)
+    nothing = to_instances(output, sizes_B2, (32, 32), score_threshold=0.8)
     assert len(nothing) == 0
     assert nothing.boxes.shape == (0, 1, 4)
     assert nothing.rles == ()
@@ -148,5 +148,5 @@ def test_each_clip_of_a_batch_has_its_own_valid_size() -> None:
     )
     sizes_B2 = np.array([[64, 64], [40, 52]], np.int32)
     for clip, valid in enumerate(((64, 64), (40, 52))):
-        found = instances(batch, sizes_B2, (80, 104), clip=clip)
+        found = to_instances(batch, sizes_B2, (80, 104), clip=clip)
         np.testing.assert_array_equal(decoded(found)[0], reference(clips[clip][0], valid, (80, 104)))

@@ -4,7 +4,7 @@ import numpy as np
 
 from mssts import contract
 from mssts.runners.base import EngineOutput
-from mssts.segmenters.postprocessing import instances
+from mssts.segmenters.postprocessing import to_instances
 from mssts.serving.backend import answer, check_numpy
 
 
@@ -18,7 +18,7 @@ class TritonPythonModel:
     def postprocess(self, inputs):
         threshold = inputs.get(contract.SCORE_THRESHOLD.name)
         height, width = inputs[contract.ORIGINAL_SIZE.name]
-        found = instances(
+        found = to_instances(
             EngineOutput(**{spec.name: inputs[spec.name] for spec in contract.ENGINE_OUTPUTS}),
             inputs[contract.SIZES.name],
             (int(height), int(width)),
