@@ -1,4 +1,4 @@
-"""`mssts bench kernels`: times of the two ops, our kernels among the others, as bench/README.md explains."""
+"""`mssts bench kernels`: times of the two ops, our kernels among the others, as docs/benchmarks.md explains."""
 
 from __future__ import annotations
 
