@@ -15,10 +15,8 @@ from mssts.cli import parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "plugins/README.md",
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "plugins/README.md")),
+    *sorted(ROOT.glob("docs/*.md")),
 ]
 
 
