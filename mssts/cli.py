@@ -14,6 +14,7 @@ from importlib import import_module
 
 import mssts
 from mssts.errors import MsstsError
+from mssts.files import DISK_FULL, is_disk_full, reason
 
 COMMANDS = {
     "demo": "mssts.commands.demo",
@@ -59,11 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `mssts … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a folder that may not be written to
-        if error.filename is None:
+    except Exception as error:  # a full disk, a folder that may not be written to: what no module has told better
+        line = _system_error(error)
+        if line is None:
             raise
-        print(f"mssts {arguments.command}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"mssts {arguments.command}: error: {line}", file=sys.stderr)
         return MsstsError.exit_code
+
+
+def _system_error(error: Exception) -> str | None:
+    """One line for an error of the operating system, None for a fault of ours."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {reason(error)}"
+    return DISK_FULL if is_disk_full(error) else None
 
 
 if __name__ == "__main__":

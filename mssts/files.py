@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +23,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     The temporary file is removed if the block raises, so nothing half-written is left behind.
 
     Raises:
-        MsstsError: there can be no such file: its folder cannot be made or written to, or it is a folder itself.
+        MsstsError: there can be no such file: its folder cannot be made or written to, it is a folder itself, or the
+            disk is full.
     """
     path = Path(path)
     if path.is_dir():
@@ -30,7 +33,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     except OSError as error:
-        raise MsstsError(f"{path}: cannot be written: {error.strerror}") from None
+        raise MsstsError(f"{path}: cannot be written: {reason(error)}") from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -40,8 +43,41 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except Exception as error:
+        if is_disk_full(error, path.parent):
+            raise MsstsError(f"{path}: cannot be written: {DISK_FULL}") from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+DISK_FULL = "the disk is full (no space left); free some, or write to another disk"
+_DISK_FULL_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def is_disk_full(error: BaseException, folder: Path | str | None = None) -> bool:
+    """Whether a write failed for want of space.
+
+    Args:
+        error: what was raised. Libraries wrap the system's error (safetensors) or lose it (torch).
+        folder: where was written to, if known. An error that does not say why is put down to a full disk where this
+            one has no room for as little as 64 KiB.
+    """
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in _DISK_FULL_NUMBERS:
+            return True
+        if any(f"os error {number}" in str(chain) for number in _DISK_FULL_NUMBERS):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    if folder is None or not isinstance(error, (OSError, RuntimeError)) or not Path(folder).is_dir():
+        return False
+    return shutil.disk_usage(folder).free < 1 << 16
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be read or written, for the end of a message."""
+    return DISK_FULL if error.errno in _DISK_FULL_NUMBERS else error.strerror or str(error)
 
 
 def write_text(path: Path | str, text: str) -> None:

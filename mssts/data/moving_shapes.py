@@ -25,7 +25,7 @@ import pycocotools.mask
 from tqdm import tqdm
 
 from mssts.errors import MsstsError
-from mssts.files import write_text
+from mssts.files import reason, write_text
 from mssts.manifest import Category
 
 CATEGORIES = tuple(Category(i + 1, name) for i, name in enumerate(("disc", "square", "triangle", "star", "ring")))
@@ -366,8 +366,7 @@ def write_dataset(out: Path | str, videos: int, seed: int, config: MovingShapesC
         with _atomic_folder(out) as folder:
             _write_files(folder, videos, seed, config, progress)
     except OSError as error:
-        reason = error.strerror or error
-        raise MsstsError(f"{out} cannot be made ({reason}); name a folder that does not exist yet") from None
+        raise MsstsError(f"{out} cannot be made ({reason(error)}); expected a folder that does not exist yet") from None
     return out / "instances.json"
 
 

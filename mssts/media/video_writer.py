@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from mssts.errors import MsstsError
-from mssts.files import atomic_path
+from mssts.files import atomic_path, reason
 
 _BT709 = 1  # the code of BT.709 for primaries, transfer and matrix alike (ITU-T H.273)
 _OPTIONS = {"crf": "20", "preset": "veryfast"}
@@ -94,4 +94,4 @@ class VideoWriter:
         try:
             yield
         except OSError as error:
-            raise MsstsError(f"{self._path}: cannot be written: {error.strerror or error}") from None
+            raise MsstsError(f"{self._path}: cannot be written: {reason(error)}") from None

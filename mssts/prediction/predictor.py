@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mssts.errors import MsstsError
-from mssts.files import write_json
+from mssts.files import reason, write_json
 from mssts.media.images import encode_jpeg
 from mssts.media.sources import Frame, Video, VideoSource, open_source
 from mssts.prediction.overlay import Overlay
@@ -326,7 +326,7 @@ def _staged(out: Path) -> Iterator[Path]:
     try:
         temporary = tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}.")
     except OSError as error:
-        raise MsstsError(f"{out}: cannot write there: {error.strerror}") from None
+        raise MsstsError(f"{out}: cannot write there: {reason(error)}") from None
     with temporary as name:
         yield Path(name)
         out.mkdir(parents=True, exist_ok=True)
