@@ -1,4 +1,4 @@
-"""What crosses a boundary, written once: the tensors of the ONNX file, of the Triton models and of a request.
+"""The tensors at every boundary, written once: ONNX file, Triton models, requests.
 
 The exporter, the runners, the `config.pbtxt` files (a test compares them), the models in `triton_repo/` and the client
 all read these tables. Letters: B clips in a batch, T frames, H and W of the (padded) frames, K instances kept, N
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor. `shape` holds a number for a fixed size and a letter for a free one.
+    """A named tensor, with a number for each fixed size and a letter for each free one.
 
     `dtype` is a numpy name, or `bytes` for byte strings (Triton's BYTES).
     """
@@ -37,7 +37,7 @@ class TensorSpec:
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """The numpy type; byte strings are objects."""
+        """The numpy type (objects for byte strings)."""
         return np.dtype(object if self.dtype == "bytes" else self.dtype)
 
 
@@ -86,7 +86,7 @@ ENSEMBLE = "mssts_vis"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may hold. Larger is refused with one line that names the limit."""
+    """The most that one request may hold. More is refused in one line that names the limit."""
 
     frames: int = 64
     pixels: int = 3840 * 2160  # of one frame

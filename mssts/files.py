@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and reading that says which file was wrong."""
+"""Files that are whole or absent, and reading that names a broken file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mssts.errors import MsstsError
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, with its suffix, and renames it to `path` if the block succeeds.
+    """Yields a temporary path that becomes `path` if the block succeeds.
 
-    The temporary file is removed if the block raises, so nothing half-written is left behind.
+    It lies beside `path` and has its suffix. The temporary file is removed if the block raises, so nothing half-written is left behind.
 
     Raises:
         MsstsError: there can be no such file: its folder cannot be made or written to, it is a folder itself, or the
@@ -76,7 +76,7 @@ def is_disk_full(error: BaseException, folder: Path | str | None = None) -> bool
 
 
 def reason(error: OSError) -> str:
-    """Why a file cannot be read or written, for the end of a message."""
+    """The cause of a failed read or write, for the end of a message."""
     return DISK_FULL if error.errno in _DISK_FULL_NUMBERS else error.strerror or str(error)
 
 
@@ -87,7 +87,10 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Writes `value` as indented JSON to `path` atomically. NaN and infinity are refused (they are not JSON)."""
+    """Writes `value` as indented JSON to `path` atomically.
+
+    NaN and infinity are refused, as they are not JSON.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""This machine and this process: processor, cores, memory."""
+"""Processor, cores and memory, of the machine and of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-STATUS = Path("/proc/self/status")  # Linux alone has it
+STATUS = Path("/proc/self/status")  # on Linux only
 
 
 def cpu_model() -> str:
@@ -41,12 +41,15 @@ def machine() -> dict[str, Any]:
 
 
 def resident_bytes(field: str) -> int:
-    """A field of `STATUS`: `VmRSS` is resident now, `VmHWM` was at most since this program began."""
+    """A memory field of `STATUS` in bytes: `VmRSS` is resident now, `VmHWM` its peak so far."""
     lines = STATUS.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def return_freed_memory() -> None:
-    """Gives back what the C library keeps of freed memory: of a file that was read, as much again as its weights."""
+    """Returns freed memory to the system.
+
+    The C library keeps it otherwise: of a file that was read, as much again as its weights.
+    """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # elsewhere than with glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Where a figure comes from: the machine, the versions and the commit, for every JSON file we write."""
+"""Provenance of a figure, for every JSON file: machine, versions and commit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGES = (
 
 
 def commit() -> str:
-    """The git commit of this checkout, with `-dirty` if it has changes; `unknown` outside one."""
+    """The git commit of this checkout (`-dirty` with changes), or `unknown` outside one."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return "unknown"

@@ -1,5 +1,7 @@
-"""The two operators of the model: defined once in PyTorch, computed by our kernels where they are built, and written as
-nodes of the ONNX domain `mssts` under export."""
+"""The two operators of the model.
+
+Each is defined once in PyTorch, runs on our kernels where they are built, and becomes a node of the ONNX domain `mssts`
+under export."""
 
 import mssts.ops.library  # noqa: F401  (registers torch.ops.mssts)
 from mssts.ops.choice import definition, why_no_kernel

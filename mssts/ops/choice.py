@@ -1,4 +1,4 @@
-"""Which computes an op: its kernel, where one is built for the device and the dtype, or its definition in PyTorch."""
+"""Choice of how an op runs: native kernel if available, else the PyTorch reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _definition_only = False
 
 @contextmanager
 def definition() -> Iterator[None]:
-    """Within it, the ops are computed by their definitions in PyTorch, as where no kernel is built.
+    """Runs the ops by their PyTorch references inside the block.
 
     It holds for the whole process. An op that ran outside keeps its kernel in the backward pass.
     """
@@ -33,7 +33,7 @@ def definition() -> Iterator[None]:
 
 
 def has_kernel(tensor: Tensor) -> bool:
-    """Whether a kernel computes an op whose tokens are `tensor`: by its device and dtype.
+    """Whether a kernel runs an op on tokens of this device and dtype.
 
     Never while torch.onnx.export runs: a kernel's op means nothing to ONNX.
     """
@@ -48,12 +48,12 @@ def has_kernel(tensor: Tensor) -> bool:
 
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, which costs most of a microsecond even where it does nothing."""
+    """`tensor.to(dtype)`, skipped where it does nothing: even then it costs most of a microsecond."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def why_no_kernel(device: str) -> str:
-    """Why no kernel runs on a device ("cpu", "cuda"); empty where one does."""
+    """The reason why no kernel runs on a device ("cpu", "cuda"), empty if one does."""
     return library(device).reason if device in _KERNEL_DTYPES else f"there are no kernels for the device {device!r}"
 
 

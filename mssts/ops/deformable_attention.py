@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (arXiv 2010.04159), from what the linear layers give.
+"""Multi-scale deformable attention (arXiv 2010.04159) from raw offsets and logits.
 
 Letters: N frames, S tokens of all scales, Q queries, M heads, D channels a head, L scales, P points.
 """
@@ -23,13 +23,15 @@ def ms_deform_attn(
     logits_NQMLP: Tensor,
     shapes: list[tuple[int, int]],
 ) -> Tensor:
-    """Samples `value` at L·P points a head and query and sums them, weighted by the softmax of `logits` over L·P.
+    """Multi-scale deformable attention: a weighted sum of L·P samples a head and query.
+
+    The weights are the softmax of `logits` over L·P.
 
     A point lies at reference + offset ÷ (w, h) of its scale where a reference has R = 2 coordinates (x, y), and at
     reference + offset ÷ P × (box w, box h) × ½ where it has R = 4 (x, y, w, h); all in [0, 1] of the padded scale.
-    Sampling is bilinear between pixel centres, zero outside, as grid_sample has it with align_corners=False.
+    Sampling is bilinear between pixel centres, zero outside, as in grid_sample with align_corners=False.
 
-    The kernel computes it where one is built (`mssts info`), else `deformable_attention_in_pytorch`.
+    Runs on the kernel where one is built (`mssts info`), else as `deformable_attention_in_pytorch`.
 
     Args:
         value_NSMD: projected tokens, zero where padded.
@@ -65,8 +67,9 @@ def ms_deform_attn(
 
 
 def _check_tokens(value_NSMD: Tensor, shapes: list[tuple[int, int]]) -> None:
-    """A kernel on a GPU cannot tell in time that the scales are not the value's. Not while a graph is traced: it would
-    become a condition on the sizes."""
+    """Checks that the scales are those of the value, which a kernel on a GPU cannot tell in time.
+
+    Not while a graph is traced, where it would become a condition on the sizes."""
     if not torch.compiler.is_compiling() and sum(h * w for h, w in shapes) != value_NSMD.shape[1]:
         raise RuntimeError(f"the scales {shapes} do not have the {value_NSMD.shape[1]} tokens of value")
 
@@ -79,7 +82,7 @@ def deformable_attention_in_pytorch(
     logits_NQMLP: Tensor,
     shapes: list[tuple[int, int]],
 ) -> Tensor:
-    """The definition of `ms_deform_attn`: any device, any dtype, any number of derivatives."""
+    """The reference of `ms_deform_attn`, for any device, dtype and number of derivatives."""
     N, _, M, D = value_NSMD.shape
     Q, L, P = offsets_NQMLP2.shape[1], offsets_NQMLP2.shape[3], offsets_NQMLP2.shape[4]
     dtype = torch.promote_types(value_NSMD.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""While exporting, an op writes one node of the ONNX domain `mssts` instead of its PyTorch definition."""
+"""Export of the ops: each becomes one node of the ONNX domain `mssts`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _active = False
 
 @contextmanager
 def exporting() -> Iterator[None]:
-    """Within it, the ops of `mssts.ops` become ONNX nodes (torch.onnx.export with dynamo=True only)."""
+    """Makes the ops of `mssts.ops` ONNX nodes (torch.onnx.export with dynamo=True only)."""
     global _active
     before, _active = _active, True
     try:
@@ -29,7 +29,7 @@ def exporting() -> Iterator[None]:
 
 
 def is_exporting() -> bool:
-    """Whether an op should write a node."""
+    """Whether ops write nodes at present."""
     return _active
 
 

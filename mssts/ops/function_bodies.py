@@ -1,8 +1,8 @@
-"""What the nodes of the ONNX domain `mssts` mean, in standard ONNX: function bodies that travel inside the file.
+"""Definitions of our ONNX nodes in standard ONNX: function bodies that travel in the file.
 
-A runtime without our kernels inlines them; one with a kernel (or a TensorRT plugin) of the same name prefers that.
-The bodies avoid GridSample, which several TensorRT releases compute wrongly in this use (NVIDIA/TensorRT#4813), and
-branches: they are plain arithmetic, Gather and MatMul for any sizes, and compute in fp32 whatever the inputs' type is.
+A runtime without our kernels inlines them. One with a kernel or TensorRT plugin of the same name prefers that. They
+avoid branches and GridSample, which several TensorRT releases compute wrongly in this use (NVIDIA/TensorRT#4813): they
+are plain arithmetic, Gather and MatMul for any sizes, and compute in fp32 whatever the type of the inputs.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ SplitTemporalAttn <heads, plugin_version, plugin_namespace> (query, key, value) 
 
 
 def function_bodies(opset: int) -> list[onnx.FunctionProto]:
-    """The function bodies of the ops of `mssts.ops`, in the opset of the graph they are put in."""
+    """The function bodies of both ops, in the opset of the graph that takes them."""
     corners = "".join(_CORNER.format(c=c) for c in ("00", "01", "10", "11"))
     texts = (_MS_DEFORM_ATTN.replace("CORNERS", corners), _SPLIT_TEMPORAL_ATTN)
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>'

@@ -1,4 +1,4 @@
-"""Calls of the kernels of `plugins/` on PyTorch's tensors: the structs of the C ABI filled, the outputs allocated.
+"""Calls of our kernels on PyTorch tensors through the C interface.
 
 Letters as in `deformable_attention.py` and `temporal_attention.py`. Everything that a kernel cannot see behind its
 pointers is checked here: shapes, dtypes, devices. Gradients that are not wanted come as empty tensors.
@@ -24,7 +24,7 @@ _functions: dict[tuple[str, str], tuple[Any, Any]] = {}  # (device, function) �
 
 
 class KernelError(RuntimeError):
-    """A kernel refused a call or failed; the message holds its reason."""
+    """A call that a kernel refused or failed in, with its reason."""
 
 
 def _function(device: str, name: str) -> tuple[Any, Any]:
@@ -130,7 +130,7 @@ def deform_attn_backward(
     logits_NQMLP: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """→ the gradients of value, reference, offsets and logits, each of its tensor's shape and dtype.
+    """The gradients of value, reference, offsets and logits, of their tensors' shapes and dtypes.
 
     On CUDA they have the same bits on every run if torch.use_deterministic_algorithms is on; on a CPU always.
     """
@@ -166,7 +166,7 @@ def workspace_bytes(device: torch.device, call: DeformAttnCall) -> int:
 
 
 def temporal_attn_call(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor, heads: int) -> TemporalAttnCall:
-    """The call, less its outputs. The channels of a token must be contiguous and the tensors outlive it."""
+    """The call without its outputs. Channels of a token are contiguous; the tensors must outlive it."""
     op = "split_temporal_attn"
     if query_BTSC.dim() != 4 or key_BUSC.dim() != 4:
         raise _invalid(op, "expected query [B, T, S, C], key and value [B, U, S, C]")
@@ -192,7 +192,9 @@ def _dense_channels(tokens: Tensor) -> Tensor:
 
 
 def temporal_attn_forward(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor, heads: int) -> Tensor:
-    """→ [B, T, S, C], dense. The inputs may be parts of larger tensors, as chunks of one projection are.
+    """The attention's output [B, T, S, C], dense.
+
+    The inputs may be parts of larger tensors, as chunks of one projection are.
 
     Raises:
         KernelError: shapes, dtypes or devices do not fit together; the kernel failed.

@@ -1,7 +1,7 @@
-"""The kernels as operators of PyTorch, `torch.ops.mssts.*`, so that autograd, torch.compile and torch.export know them.
+"""The kernels as PyTorch operators, `torch.ops.mssts.*`, for autograd, compile and export.
 
-Nothing is compiled against PyTorch: `kernel_calls` reaches the kernels through their C ABI. Backward passes are ops of
-their own, for a compiled backward calls them. Which op runs, kernel or definition, is `choice`'s affair.
+Nothing is compiled against PyTorch: `kernel_calls` reaches the kernels through their C interface. Backward passes are
+separate operators, so that torch.compile can call them. See choice.py for dispatch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention over time at each of many locations: a few tokens a sequence, tens of thousands of sequences.
+"""Attention over time: few tokens a sequence, tens of thousands of sequences.
 
 Letters: B clips, T query frames, U key frames (T or 2T), S locations, M heads, D channels a head.
 """
@@ -16,11 +16,13 @@ OP_TYPE = "SplitTemporalAttn"
 
 
 def split_temporal_attn(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention of the T queries of each location to the U keys of the same location.
+    """Scaled dot-product attention over time, for each location by itself.
+
+    The T queries of a location attend to its U keys.
 
     Tokens stay where they are in memory (time-major), so neither the inputs nor the output need a transposition.
 
-    The kernel computes it where one is built (`mssts info`), else `temporal_attention_in_pytorch`.
+    Runs on the kernel where one is built (`mssts info`), else as `temporal_attention_in_pytorch`.
 
     Returns:
         [B, T, S, C], of the dtype of the query; softmax in fp32 at least. Differentiable once.
@@ -39,7 +41,7 @@ def split_temporal_attn(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor
 
 
 def temporal_attention_in_pytorch(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor, heads: int) -> Tensor:
-    """The definition of `split_temporal_attn`: any device, any dtype, any length, any number of derivatives."""
+    """The reference of `split_temporal_attn`, for any device, dtype and length."""
 
     def by_location(tokens: Tensor) -> Tensor:  # → [B, S, M, T or U, D]
         return tokens.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
