@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor, with a number for each fixed size and a letter for each free one.
+    """A named tensor: a number for each fixed size, a letter for each free one.
 
     `dtype` is a numpy name, or `bytes` for byte strings (Triton's BYTES).
     """
@@ -86,7 +86,7 @@ ENSEMBLE = "mssts_vis"
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that one request may hold. More is refused in one line that names the limit."""
+    """The most that one request may hold."""
 
     frames: int = 64
     pixels: int = 3840 * 2160  # of one frame

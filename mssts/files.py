@@ -20,7 +20,7 @@ from mssts.errors import MsstsError
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path that becomes `path` if the block succeeds.
 
-    It lies beside `path` and has its suffix. The temporary file is removed if the block raises, so nothing half-written is left behind.
+    It lies beside `path` and has its suffix. It is removed if the block raises, so nothing half-written is left.
 
     Raises:
         MsstsError: there can be no such file: its folder cannot be made or written to, it is a folder itself, or the

@@ -1,7 +1,7 @@
-"""The built kernel libraries: where they are, what they offer, and why one is missing.
+"""The built kernel libraries: where they are, or why one is missing.
 
-No framework is imported. PyTorch's binding is `mssts.ops`. Those of ONNX Runtime, OpenVINO and TensorRT are libraries of
-these names, which the runtimes load.
+No framework is imported. PyTorch's binding is `mssts.ops`. Those of ONNX Runtime, OpenVINO and TensorRT are
+libraries of these names, which the runtimes load.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Library:
 
 
 def folder() -> Path | None:
-    """The folder of the libraries: what MSSTS_LIBRARIES names, else `lib` in this package."""
+    """The folder of the libraries: MSSTS_LIBRARIES, else `lib` in this package."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named == "":
         return None
@@ -101,7 +101,7 @@ def folder() -> Path | None:
 
 @functools.cache
 def library(name: str) -> Library:
-    """Finds one library, and loads it for `cpu` and `cuda`. Once a process, and never raises.
+    """Finds one library, loads it for `cpu` and `cuda`, and never raises.
 
     The CUDA library asks the driver for GPUs here, so a process that forks does better to ask after it forked.
     """
@@ -131,7 +131,7 @@ def library(name: str) -> Library:
 
 
 def _declarations(name: str) -> list[tuple[str, Any, Sequence[Any]]]:
-    """Name, result and arguments of a library's functions other than mssts_abi_version."""
+    """Name, result and arguments of a library's functions."""
     last = ctypes.POINTER(Executor) if name == "cpu" else ctypes.c_void_p  # the executor, or the stream
     calls: dict[str, Any] = {
         "deform_attn": ctypes.POINTER(DeformAttnCall),

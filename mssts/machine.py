@@ -41,7 +41,7 @@ def machine() -> dict[str, Any]:
 
 
 def resident_bytes(field: str) -> int:
-    """A memory field of `STATUS` in bytes: `VmRSS` is resident now, `VmHWM` its peak so far."""
+    """A memory field of `STATUS` in bytes: `VmRSS`, or its peak `VmHWM`."""
     lines = STATUS.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 

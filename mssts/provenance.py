@@ -24,7 +24,7 @@ _PACKAGES = (
 
 
 def commit() -> str:
-    """The git commit of this checkout (`-dirty` with changes), or `unknown` outside one."""
+    """The git commit of this checkout, with `-dirty` if it has changes, or `unknown`."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return "unknown"

@@ -1,4 +1,4 @@
-"""Choice of how an op runs: native kernel if available, else the PyTorch reference."""
+"""Choice of how an op runs: native kernel if available, else PyTorch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def has_kernel(tensor: Tensor) -> bool:
 
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, skipped where it does nothing: even then it costs most of a microsecond."""
+    """`tensor.to(dtype)` where needed: a call that does nothing costs a microsecond."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 

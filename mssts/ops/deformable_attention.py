@@ -23,7 +23,7 @@ def ms_deform_attn(
     logits_NQMLP: Tensor,
     shapes: list[tuple[int, int]],
 ) -> Tensor:
-    """Multi-scale deformable attention: a weighted sum of L·P samples a head and query.
+    """Weighted sum of L·P samples of `value` for each head and query.
 
     The weights are the softmax of `logits` over L·P.
 
@@ -67,9 +67,10 @@ def ms_deform_attn(
 
 
 def _check_tokens(value_NSMD: Tensor, shapes: list[tuple[int, int]]) -> None:
-    """Checks that the scales are those of the value, which a kernel on a GPU cannot tell in time.
+    """Checks that the scales are those of the value.
 
-    Not while a graph is traced, where it would become a condition on the sizes."""
+    A kernel on a GPU would tell too late. While a graph is traced, this would become a condition on the sizes.
+    """
     if not torch.compiler.is_compiling() and sum(h * w for h, w in shapes) != value_NSMD.shape[1]:
         raise RuntimeError(f"the scales {shapes} do not have the {value_NSMD.shape[1]} tokens of value")
 
@@ -82,7 +83,7 @@ def deformable_attention_in_pytorch(
     logits_NQMLP: Tensor,
     shapes: list[tuple[int, int]],
 ) -> Tensor:
-    """The reference of `ms_deform_attn`, for any device, dtype and number of derivatives."""
+    """The reference of `ms_deform_attn`, for any device and dtype."""
     N, _, M, D = value_NSMD.shape
     Q, L, P = offsets_NQMLP2.shape[1], offsets_NQMLP2.shape[3], offsets_NQMLP2.shape[4]
     dtype = torch.promote_types(value_NSMD.dtype, torch.float32)

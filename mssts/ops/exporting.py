@@ -19,7 +19,7 @@ _active = False
 
 @contextmanager
 def exporting() -> Iterator[None]:
-    """Makes the ops of `mssts.ops` ONNX nodes (torch.onnx.export with dynamo=True only)."""
+    """Exports the ops as ONNX nodes (torch.onnx.export with dynamo=True only)."""
     global _active
     before, _active = _active, True
     try:

@@ -130,7 +130,7 @@ def deform_attn_backward(
     logits_NQMLP: Tensor,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of value, reference, offsets and logits, of their tensors' shapes and dtypes.
+    """The gradients of value, reference, offsets and logits.
 
     On CUDA they have the same bits on every run if torch.use_deterministic_algorithms is on; on a CPU always.
     """
@@ -166,7 +166,9 @@ def workspace_bytes(device: torch.device, call: DeformAttnCall) -> int:
 
 
 def temporal_attn_call(query_BTSC: Tensor, key_BUSC: Tensor, value_BUSC: Tensor, heads: int) -> TemporalAttnCall:
-    """The call without its outputs. Channels of a token are contiguous; the tensors must outlive it."""
+    """The call without its outputs.
+
+    Channels of a token are contiguous, and the tensors must outlive it."""
     op = "split_temporal_attn"
     if query_BTSC.dim() != 4 or key_BUSC.dim() != 4:
         raise _invalid(op, "expected query [B, T, S, C], key and value [B, U, S, C]")

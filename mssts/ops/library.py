@@ -1,4 +1,4 @@
-"""The kernels as PyTorch operators, `torch.ops.mssts.*`, for autograd, compile and export.
+"""The kernels as PyTorch operators `torch.ops.mssts.*`.
 
 Nothing is compiled against PyTorch: `kernel_calls` reaches the kernels through their C interface. Backward passes are
 separate operators, so that torch.compile can call them. See choice.py for dispatch.
