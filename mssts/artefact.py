@@ -78,7 +78,7 @@ class Artefact:
         path = Path(model)
         if not path.exists():
             raise MsstsError(
-                f"{path}: no such file or folder; expected a model.onnx, a model.plan, the folder of one, or a checkpoint"
+                f"{path}: no such file or folder; expected a model.onnx, a model.plan or their folder, or a checkpoint"
             )
         manifest = _manifest_in(path if path.is_dir() else path.parent)
         if path.is_dir():
@@ -136,7 +136,9 @@ class Artefact:
             raise MsstsError(
                 f"{self.path}: {FILE_NAME} beside it describes {other.artefact}; keep a model with its own manifest"
             )
-        raise MsstsError(f"{self.path}: no {FILE_NAME} beside it, so nothing says what it is; {_again(self.kind)} again")
+        raise MsstsError(
+            f"{self.path}: no {FILE_NAME} beside it, so nothing says what it is; {_again(self.kind)} again"
+        )
 
 
 def _manifest_in(folder: Path) -> Manifest | None:

@@ -125,7 +125,7 @@ def load_runner(model: Artefact | Path | str, threads: int | None = None, runner
             f"{', '.join(possible)}"
         )
     loaded = _load_best(artefact, threads) if runner == AUTO else RUNNERS[runner].load(artefact, threads)
-    shape = artefact.manifest and artefact.manifest.shape
+    shape = artefact.manifest.shape if artefact.manifest else None
     if shape is None:
         return loaded
     from mssts.runners.fixed_shape import FixedShapeRunner
@@ -133,7 +133,9 @@ def load_runner(model: Artefact | Path | str, threads: int | None = None, runner
     return FixedShapeRunner(loaded, shape, artefact.path)
 
 
-def load_engine(model: Artefact | Path | str, threads: int | None = None, runner: str = AUTO) -> tuple[Runner, Manifest]:
+def load_engine(
+    model: Artefact | Path | str, threads: int | None = None, runner: str = AUTO
+) -> tuple[Runner, Manifest]:
     """As `load_runner`, with the model's manifest: the file beside it, or what a checkpoint says of itself.
 
     Raises:

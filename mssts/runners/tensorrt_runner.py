@@ -17,7 +17,6 @@ import numpy as np
 from mssts import contract
 from mssts.artefact import Artefact
 from mssts.errors import MsstsError
-from mssts.manifest import Manifest
 from mssts.runners.base import EngineOutput, Runner
 from mssts.runners.tensorrt_library import first_gpu, load_plugins, message_log, tensorrt_module
 
