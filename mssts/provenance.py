@@ -39,7 +39,7 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """The installed version of each package that can change a figure."""
-    import importlib.metadata  # here, as it takes a fifth of the time of `mssts --help`
+    import importlib.metadata  # not at the top: it is slow, and commands import this module
 
     found = {}
     for package in _PACKAGES:
