@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mssts.artefact import is_checkpoint
 from mssts.data.videos import read_youtube_vis_value
 from mssts.errors import CheckFailed, MsstsError
 from mssts.evaluation import evaluate
@@ -20,7 +20,7 @@ from mssts.manifest import Category, Manifest
 from mssts.media.sources import open_source
 from mssts.prediction.predictor import PredictOptions, predict
 from mssts.prediction.results import RESULTS
-from mssts.runners import is_checkpoint
+from mssts.runners import AUTO
 from mssts.segmenters.base import Segmenter
 from mssts.segmenters.local import LocalSegmenter
 
@@ -29,12 +29,12 @@ MAX_DROP = 0.005
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An engine's folder or a checkpoint, the name of its AP in reports, and who runs it if it is an ONNX file."""
+class Scored:
+    """A model that is scored: the name of its AP in reports, its folder or checkpoint, and what runs it."""
 
     name: str
     path: Path
-    runner: str = "auto"
+    runner: str = AUTO
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class ApGate:
     max_drop: float = MAX_DROP
 
     def __post_init__(self) -> None:
-        check_max_drop(self.max_drop)
+        if not 0 <= self.max_drop <= 1:
+            raise MsstsError(f"--max-ap-drop is {100 * self.max_drop:g}; expected 0 to 100 points of AP")
 
     def check_data(self, categories: Sequence[Category]) -> None:
         """Called before the long steps, so that data that cannot score an engine of these categories are told at once.
@@ -75,7 +76,7 @@ class ApGate:
         """For the manifest's checks, where AP cannot be measured; `reason` begins with `NOT_MEASURED`."""
         return {"ap_reason": reason, **self._data()}
 
-    def measure(self, reference: Contender, candidate: Contender, cure: str) -> tuple[dict[str, Any], list[Any]]:
+    def measure(self, reference: Scored, candidate: Scored, hint: str) -> tuple[dict[str, Any], list[Any]]:
         """AP of both for the manifest's checks, and what ran, as runners describe themselves; closes the gate.
 
         The checks are those of `unmeasured` where no runner of this machine takes the precision of one of them.
@@ -83,27 +84,27 @@ class ApGate:
         Args:
             reference: what the candidate is made from.
             candidate: what shall be written.
-            cure: what to do if AP falls by too much, as the beginning of a sentence.
+            hint: what to do if AP falls by too much, as the beginning of a sentence.
 
         Raises:
             MsstsError: the data or an engine are broken.
             CheckFailed: AP drops by more than `max_drop`.
         """
-        for contender in (reference, candidate):
-            reason = _why_not_here(contender)
+        for model in (reference, candidate):
+            reason = _why_not_here(model)
             if reason:
                 return self.unmeasured(f"{NOT_MEASURED}: {reason}"), []
         ap: dict[str, float] = {}
         ran: list[Any] = []
-        for contender in (reference, candidate):
-            with closing(LocalSegmenter(contender.path, runner=contender.runner)) as segmenter:
-                ap[contender.name] = average_precision(segmenter, self.data)
+        for model in (reference, candidate):
+            with LocalSegmenter(model.path, runner=model.runner) as segmenter:
+                ap[model.name] = average_precision(segmenter, self.data)
                 ran.append(segmenter.describe())
         before, after = ap[reference.name], ap[candidate.name]
         if not before - after <= self.max_drop:
             raise CheckFailed(
                 f"AP on {self.data} drops from {100 * before:.2f} to {100 * after:.2f}, by more than "
-                f"{100 * self.max_drop:g}; nothing was written. {cure}, or allow it with --max-ap-drop"
+                f"{100 * self.max_drop:g}; nothing was written. {hint}, or allow it with --max-ap-drop"
             )
         runners = {name: f"{found['name']} {found['version']}" for name, found in zip(ap, ran, strict=True)}
         return {"ap": ap, "ap_runners": runners, **self._data()}, ran
@@ -120,12 +121,6 @@ class ApGate:
     def _data(self) -> dict[str, Any]:
         # Data sets tend to have one name, instances.json: the hash tells them apart.
         return {"ap_data": self.data.name, "ap_data_sha256": sha256(self.data), "ap_max_drop": self.max_drop}
-
-
-def check_max_drop(max_drop: float) -> None:
-    """Raises MsstsError unless it is an AP of 0…1."""
-    if not 0 <= max_drop <= 1:
-        raise MsstsError(f"--max-ap-drop is {100 * max_drop:g}; expected 0 to 100 points of AP")
 
 
 def average_precision(segmenter: Segmenter, data: Path) -> float:
@@ -160,17 +155,17 @@ def ap_lines(checks: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _why_not_here(contender: Contender) -> str:
+def _why_not_here(model: Scored) -> str:
     """Why no runner of this machine takes an ONNX file's precision; empty where one does."""
-    if is_checkpoint(contender.path):
+    if is_checkpoint(model.path):
         return ""
-    manifest = Manifest.read(contender.path)
+    manifest = Manifest.read(model.path)
     if manifest.precision == "fp32" or not manifest.artefact.endswith(".onnx"):
         return ""  # whatever fails then is an error
     try:
-        with closing(LocalSegmenter(contender.path, runner=contender.runner)) as segmenter:
+        with LocalSegmenter(model.path, runner=model.runner) as segmenter:
             segmenter.segment(np.zeros((1, 64, 64, 3), np.uint8))  # some compile only now
     except MsstsError as error:
-        reason = str(error).replace(f"{contender.path}/", "")  # a temporary folder's name tells nothing
+        reason = str(error).replace(f"{model.path}/", "")  # a temporary folder's name tells nothing
         return f"no runner here takes {manifest.precision} ({reason})"
     return ""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mssts.manifest import Manifest
+from mssts.errors import MsstsError
+from mssts.export.arguments import add_gate, add_reuse, gate_of
+from mssts.manifest import FixedShape, Manifest
+from mssts.runners import best_precision
 
 HELP = "export a checkpoint to ONNX, with a parity report"
 
@@ -37,28 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave the ops' definitions out: only our kernels and plugins run it",
     )
     parser.add_argument("--top-k", type=int, help="instances the engine keeps (default: the preset's)")
-    parser.add_argument(
-        "--data", type=Path, metavar="JSON",
-        help="a small data set with ground truth, YouTube-VIS or COCO-video: AP on it, in PyTorch and of the export",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-ap-drop", type=float, default=0.5, metavar="POINTS",
-        help="with --data: points of AP that the export may lose, else exit code 1 (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--reuse", action="store_true", help="do nothing if --out holds this export already")
+    add_gate(parser, "in PyTorch and of the export")
+    add_reuse(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports and prints the parity report."""
-    from mssts.errors import MsstsError
-    from mssts.export.average_precision import ApGate
     from mssts.export.existing import existing_export
     from mssts.export.exporter import export_checkpoint, export_model
     from mssts.export.options import ExportOptions
-    from mssts.manifest import FixedShape
     from mssts.model.config import preset
     from mssts.model.random_weights import random_checkpoint
-    from mssts.runners import best_precision
 
     shape = FixedShape.parse("--shape", arguments.shape)
     precision = arguments.precision
@@ -66,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         precision, reason = best_precision()
         print(f"exporting in {precision}: {reason}", flush=True)
     options = ExportOptions(precision, shape, not arguments.no_functions, arguments.top_k)
-    gate = None if arguments.data is None else ApGate(arguments.data, arguments.max_ap_drop / 100)
+    gate = gate_of(arguments)
     if arguments.random_weights:
         if arguments.checkpoint is not None or arguments.preset is None:
             raise MsstsError("--random-weights takes --preset NAME and no checkpoint")
@@ -77,12 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.checkpoint is None:
         raise MsstsError("no checkpoint given; name one, or pass --preset NAME --random-weights to measure speed alone")
-    found = existing_export(arguments.checkpoint, arguments.out, options, gate) if arguments.reuse else None
-    if found is not None:
-        _print(found, arguments.out, "kept")
-    else:
-        made = export_checkpoint(arguments.checkpoint, arguments.out, arguments.preset, options, gate)
-        _print(made, arguments.out, "wrote")
+    kept = existing_export(arguments.checkpoint, arguments.out, options, gate) if arguments.reuse else None
+    manifest = kept or export_checkpoint(arguments.checkpoint, arguments.out, arguments.preset, options, gate)
+    _print(manifest, arguments.out, "kept" if kept else "wrote")
     return 0
 
 

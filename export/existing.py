@@ -1,4 +1,9 @@
-"""Whether a folder holds the very export that would be made again."""
+"""Whether a folder holds the very export that would be made again.
+
+One rule for `mssts export`, `quantize` and `build-engine`: they make what they are asked for, and with `--reuse` they
+keep what `--out` holds if it was made from the same input by this code with the same options, its files are unchanged,
+and, with `--data`, it was scored on these very data within the bound.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 import mssts
-from mssts.errors import MsstsError
+from mssts.artefact import unchanged
 from mssts.export.average_precision import ApGate
 from mssts.export.options import ExportOptions
 from mssts.files import sha256
@@ -33,20 +38,15 @@ def existing_export(
 ) -> Manifest | None:
     """The manifest in `out`, if it describes an unchanged export of this checkpoint by this code with these options,
     which was scored on the gate's data, if there is a gate, and passes it."""
-    if not checkpoint.is_file():
+    found = unchanged(out)
+    if found is None or found.manifest is None or not checkpoint.is_file():
         return None
-    try:
-        manifest = Manifest.read(out)
-    except MsstsError:
-        return None
-    artefact = out / manifest.artefact
+    manifest = found.manifest
     same = (
         manifest.provenance.get("checkpoint_sha256") == sha256(checkpoint)
         and manifest.provenance.get("source_sha256") == source_sha256()
         and _same_options(manifest, options or ExportOptions())
         and (gate is None or gate.has_measured(manifest.checks))
-        and artefact.is_file()
-        and sha256(artefact) == manifest.artefact_sha256
     )
     return manifest if same else None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import mssts
+from mssts.artefact import is_checkpoint, writing
 from mssts.errors import MsstsError
-from mssts.export.average_precision import ApGate, Contender
+from mssts.export.average_precision import ApGate, Scored
 from mssts.export.existing import source_sha256
 from mssts.export.graph import export_graph
 from mssts.export.options import ExportOptions
@@ -23,7 +23,6 @@ from mssts.model.config import Preset
 from mssts.model.deployment import deployed
 from mssts.model.engine import MEAN, STD, Engine
 from mssts.provenance import commit, provenance
-from mssts.runners import is_checkpoint
 from mssts.runners.base import Runner
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
 
@@ -85,34 +84,29 @@ def export_model(
         "commit": commit(),
         "license": "Apache-2.0",
     }
-    # Checked with its function bodies, whatever is written: they are what its nodes mean.
-    graph = export_graph(deployed(engine, options.precision), metadata, replace(options, functions=True))
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as temporary:
-        candidate = Path(temporary) / ARTEFACT
-        companions = save_model(graph, candidate)
-        checks, checked_with = _check(engine, candidate, options, str(out / ARTEFACT))
+    with writing(out, ARTEFACT) as draft:
+        # Checked with its function bodies, whatever is written: they are what its nodes mean.
+        graph = export_graph(deployed(engine, options.precision), metadata, replace(options, functions=True))
+        save_model(graph, draft.path)
+        checks, checked_with = _check(engine, draft.path, options, str(out / ARTEFACT))
         manifest = replace(
-            loaded.manifest(candidate, top_k=kept),
+            loaded.manifest(draft.path, top_k=kept),
             precision=options.precision,
             shape=options.shape,
-            companions=companions,
             clip_frames=clip_frames,
             clip_overlap=clip_overlap,
         )
         if gate is not None:
-            manifest.write(candidate.parent)
-            before, after = Contender("pytorch", loaded.path), Contender("onnx", candidate.parent)
-            ap_checks, ran = gate.measure(before, after, _cure(options))
+            draft.describe(manifest)
+            before, after = Scored("pytorch", loaded.path), Scored("onnx", draft.folder)
+            ap_checks, ran = gate.measure(before, after, _hint(options))
             checks |= ap_checks
             checked_with += ran
         if not options.functions:
             del graph.functions[:]
-            companions = save_model(graph, candidate)
+            save_model(graph, draft.path)
         manifest = replace(
             manifest,
-            artefact_sha256=sha256(candidate),
-            companions=companions,
             checks=checks,
             provenance={
                 "weights": loaded.path.name,
@@ -123,11 +117,7 @@ def export_model(
                 **provenance(),
             },
         )
-        # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
-        for name in (*companions, ARTEFACT):
-            (candidate.parent / name).replace(out / name)
-        manifest.write(out)
-    return manifest
+        return draft.describe(manifest)
 
 
 def _window(preset: Preset, options: ExportOptions) -> tuple[int, int]:
@@ -139,14 +129,14 @@ def _window(preset: Preset, options: ExportOptions) -> tuple[int, int]:
     return frames, min(preset.clip_overlap, frames - 1)
 
 
-def _cure(options: ExportOptions) -> str:
+def _hint(options: ExportOptions) -> str:
     """What of an export costs AP, for the message of a gate that closed."""
     causes = {
         "in fp32": options.precision != "fp32",
         "without --shape": options.shape is not None,
         "with a higher --top-k": options.top_k is not None,
     }
-    chosen = " or ".join(cure for cure, applies in causes.items() if applies)
+    chosen = " or ".join(cause for cause, applies in causes.items() if applies)
     return f"Export {chosen}" if chosen else "Score it on more videos"
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from mssts.manifest import FixedShape
 from mssts.model.deployment import deployed
 from mssts.model.engine import Engine
 from mssts.ops import definition, why_no_kernel
+from mssts.runners.agreement import Agreement, match
 from mssts.runners.base import EngineOutput, Runner
 
 _RMS_FACTOR = 2.0
@@ -38,6 +40,7 @@ _FLOOR = 16 * float(np.finfo(np.float32).eps)
 _MASK_DIFFERENCE = 0.01
 # So few pixels of a clip are the rounding of a border, however small the mask is.
 _BORDER_PIXELS = 8
+_FLOATS = ("scores", "boxes", "mask_logits")
 # Scores this close, or four times as close as PyTorch's own error, may come in either order.
 _TIE = 1e-4
 
@@ -167,14 +170,39 @@ def cases(seed: int = 0, shape: FixedShape | None = None) -> list[Case]:
     ]
 
 
+class _Tally:
+    """A report while it is measured."""
+
+    def __init__(self) -> None:
+        self._errors: list[OutputError] = []
+        self._labels_equal, self._mask_iou = True, 1.0
+        self._compared = self._ties = 0
+
+    def add(self, case: Case, agreement: Agreement, bounds: Callable[[str], tuple[float, float]]) -> None:
+        """One case. `bounds` are those of an output: the greatest error, and the rms error."""
+        self._compared += agreement.pairs
+        self._ties += agreement.rows.size - agreement.pairs
+        self._labels_equal &= agreement.labels_equal
+        for name in _FLOATS:
+            error = agreement.difference(name)
+            max_bound, rms_bound = bounds(name)
+            self._errors.append(OutputError(case.name, name, _greatest(error), _rms(error), max_bound, rms_bound))
+        self._mask_iou = min(self._mask_iou, _least_iou(agreement))
+
+    def report(self, mask_iou_bound: float) -> ParityReport:
+        """The report of all cases."""
+        return ParityReport(
+            tuple(self._errors), self._labels_equal, self._mask_iou, mask_iou_bound, self._compared, self._ties
+        )
+
+
 def measure(
     engine: Engine, runner: Runner, inputs: Sequence[Case] | None = None, precision: str = "fp32"
 ) -> ParityReport:
     """Compares a runner with the fp32 PyTorch engine it came from, which it stores in `precision`."""
     own_engine = deployed(engine, precision)
     exact = copy.deepcopy(engine).eval().double()
-    errors: list[OutputError] = []
-    labels_equal, least_iou, own_least_iou, compared, ties = True, 1.0, 1.0, 0, 0
+    tally, own_least_iou = _Tally(), 1.0
     for case in tqdm(inputs or cases(), desc="parity", unit="case", disable=None, leave=False):
         reference = _torch(exact, case)
         with contextlib.nullcontext() if precision == "fp32" else _without_onednn():
@@ -184,34 +212,25 @@ def measure(
                     again = _torch(own_engine, case)
         found = runner.infer(case.frames_BTHWC, case.sizes_B2)
         tie = max(_TIE, 4 * float(np.abs(np.sort(own.scores) - np.sort(reference.scores)).max()))
-        own_rows, again_rows, found_rows = (_align(reference, output, tie) for output in (own, again, found))
-        both = (own_rows >= 0) & (again_rows >= 0) & (found_rows >= 0)
-        compared, ties = compared + int(both.sum()), ties + int((~both).sum())
-        clip, row = np.nonzero(both)
-        labels_equal &= bool((reference.labels[clip, row] == found.labels[clip, found_rows[both]]).all())
-        for name in ("scores", "boxes", "mask_logits"):
-            true = getattr(reference, name)[clip, row]
-            own_errors = [
-                getattr(output, name)[clip, rows[both]] - true
-                for output, rows in ((own, own_rows), (again, again_rows))
-            ]
-            found_error = getattr(found, name)[clip, found_rows[both]] - true
-            floor = _FLOOR * _rms(true)
-            errors.append(
-                OutputError(
-                    case.name,
-                    name,
-                    max_abs=float(np.abs(found_error).max(initial=0.0)),
-                    rms=_rms(found_error),
-                    max_bound=_MAX_FACTOR * (max(float(np.abs(e).max(initial=0.0)) for e in own_errors) + floor),
-                    rms_bound=rms_factor(len(row)) * (max(map(_rms, own_errors)) + floor),
-                )
+        rows = [_match(reference, output, tie) for output in (found, own, again)]
+        # The same instances for all: those that none of the three has lost.
+        shared = np.all([row >= 0 for row in rows], axis=0)
+        agreement, *owns = (
+            Agreement(reference, output, np.where(shared, row, -1))
+            for output, row in zip((found, own, again), rows, strict=True)
+        )
+
+        def bounds(name: str, agreement: Agreement = agreement, owns: list[Agreement] = owns) -> tuple[float, float]:
+            errors = [pytorch.difference(name) for pytorch in owns]
+            floor = _FLOOR * _rms(agreement.values(name)[0])
+            return (
+                _MAX_FACTOR * (max(map(_greatest, errors)) + floor),
+                rms_factor(agreement.pairs) * (max(map(_rms, errors)) + floor),
             )
-        true_masks = reference.mask_logits[clip, row] > 0
-        least_iou = min(least_iou, _least_iou(true_masks, found.mask_logits[clip, found_rows[both]] > 0))
-        own_least_iou = min(own_least_iou, _least_iou(true_masks, own.mask_logits[clip, own_rows[both]] > 0))
-    iou_bound = 1 - max(_MASK_DIFFERENCE, 2 * (1 - own_least_iou))
-    return ParityReport(tuple(errors), labels_equal, least_iou, iou_bound, compared, ties)
+
+        tally.add(case, agreement, bounds)
+        own_least_iou = min(own_least_iou, _least_iou(owns[0]))
+    return tally.report(1 - max(_MASK_DIFFERENCE, 2 * (1 - own_least_iou)))
 
 
 def rms_factor(instances: int) -> float:
@@ -229,25 +248,14 @@ def compare(reference: Runner, runner: Runner, inputs: Sequence[Case], export_pa
     The second may be as far from fp64 as that report allows, and the first is as far as it says: they may differ by the
     sum. A case that the report does not have is allowed what its widest case is.
     """
-    errors: list[OutputError] = []
-    labels_equal, least_iou, compared, ties = True, 1.0, 0, 0
+    tally = _Tally()
     for case in tqdm(inputs, desc="parity", unit="case", disable=None, leave=False):
         true = reference.infer(case.frames_BTHWC, case.sizes_B2)
         found = runner.infer(case.frames_BTHWC, case.sizes_B2)
-        rows = _align(true, found, max(_TIE, _allowed(export_parity, case.name, "scores")[0]))
-        clip, row = np.nonzero(rows >= 0)
-        compared, ties = compared + len(clip), ties + int((rows < 0).sum())
-        found_row = rows[clip, row]
-        labels_equal &= bool((true.labels[clip, row] == found.labels[clip, found_row]).all())
-        for name in ("scores", "boxes", "mask_logits"):
-            difference = getattr(found, name)[clip, found_row].astype(np.float64) - getattr(true, name)[clip, row]
-            max_bound, rms_bound = _allowed(export_parity, case.name, name)
-            largest = float(np.abs(difference).max(initial=0.0))
-            errors.append(OutputError(case.name, name, largest, _rms(difference), max_bound, rms_bound))
-        true_masks, found_masks = true.mask_logits[clip, row] > 0, found.mask_logits[clip, found_row] > 0
-        least_iou = min(least_iou, _least_iou(true_masks, found_masks))
-    iou_bound = export_parity["mask_iou_bound"] + export_parity["mask_iou"] - 1
-    return ParityReport(tuple(errors), labels_equal, least_iou, iou_bound, compared, ties)
+        allowed = functools.partial(_allowed, export_parity, case.name)
+        agreement = Agreement(true, found, _match(true, found, max(_TIE, allowed("scores")[0])))
+        tally.add(case, agreement, allowed)
+    return tally.report(export_parity["mask_iou_bound"] + export_parity["mask_iou"] - 1)
 
 
 def _allowed(export_parity: dict[str, Any], case: str, output: str) -> tuple[float, float]:
@@ -257,12 +265,8 @@ def _allowed(export_parity: dict[str, Any], case: str, output: str) -> tuple[flo
     return max(row["max_bound"] + row["max_abs"] for row in rows), max(row["rms_bound"] + row["rms"] for row in rows)
 
 
-def _least_iou(a_masks: np.ndarray, b_masks: np.ndarray) -> float:
-    least = 1.0
-    for a, b in zip(a_masks, b_masks, strict=True):
-        if (a ^ b).sum() > _BORDER_PIXELS:
-            least = min(least, float((a & b).sum() / (a | b).sum()))
-    return least
+def _least_iou(agreement: Agreement) -> float:
+    return float(agreement.mask_ious(_BORDER_PIXELS).min(initial=1.0))
 
 
 @contextlib.contextmanager
@@ -281,26 +285,20 @@ def _torch(engine: Engine, case: Case) -> EngineOutput:
     return EngineOutput(*(tensor.numpy() for tensor in outputs))
 
 
-def _align(reference: EngineOutput, other: EngineOutput, tie: float) -> np.ndarray:
-    """For each instance of `reference` [B, K], its row in `other`, or −1.
+def _match(reference: EngineOutput, other: EngineOutput, tie: float) -> np.ndarray:
+    """For each instance of `reference` [B, K], its row in `other`, or −1 for a tie.
 
-    Scores that differ by less than `tie` may come in either order, and the last of the K may be another instance.
+    Scores that differ by less than `tie` may come in either order, and the last of the K may be another instance. All
+    others are there with rounding errors, unless the engine is wrong, which must show as an error and not as a tie.
     """
-    B, K = reference.scores.shape
-    rows = np.full((B, K), -1)
-    for b in range(B):
-        distance = np.abs(reference.boxes[b][:, None] - other.boxes[b][None]).max((2, 3))
-        distance += np.abs(reference.scores[b][:, None] - other.scores[b][None])
-        distance[reference.labels[b][:, None] != other.labels[b][None]] = np.inf
-        for k in range(K):
-            nearest = int(distance[k].argmin())
-            # The same instance is there with rounding errors; another one is apart by orders of magnitude more, unless
-            # the engine is wrong, which must show as an error and not as a tie.
-            cut = reference.scores[b, k] - reference.scores[b, -1] < tie
-            if not cut or distance[k, nearest] < 1e-2:
-                rows[b, k] = nearest if np.isfinite(distance[k, nearest]) else k
-                distance[:, nearest] = np.inf
-    return rows
+    last = reference.scores - reference.scores[:, -1:] < tie
+    # Another instance is apart by orders of magnitude more than a rounding error.
+    rows = match(reference, other, np.where(last, 1e-2, np.inf))
+    return np.where((rows < 0) & ~last, np.arange(rows.shape[1]), rows)
+
+
+def _greatest(values: np.ndarray) -> float:
+    return float(np.abs(values).max(initial=0.0))
 
 
 def _rms(values: np.ndarray) -> float:

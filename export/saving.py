@@ -7,22 +7,21 @@ from pathlib import Path
 import onnx
 
 from mssts.export.alignment import align_weights
-from mssts.files import sha256
 
 LARGEST_FILE = onnx.checker.MAXIMUM_PROTOBUF
 
 
-def save_model(model: onnx.ModelProto, path: Path, largest: int = LARGEST_FILE) -> dict[str, str]:
+def save_model(model: onnx.ModelProto, path: Path, largest: int = LARGEST_FILE) -> None:
     """Writes `path`; weights go to `path` + ".data" beside it if they do not fit in a file of `largest` bytes.
 
-    Returns the SHA-256 of each further file by its name. The same model gives the same bytes.
+    The same model gives the same bytes.
     """
     data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)  # onnx would add to it
     if model.ByteSize() <= largest:
         path.write_bytes(align_weights(model))
-        return {}
+        return
     moved = onnx.ModelProto()
     moved.CopyFrom(model)  # what is saved this way loses its weights
     onnx.save_model(moved, path, save_as_external_data=True, location=data.name, size_threshold=1024)
     onnx.checker.check_model(path)
-    return {data.name: sha256(data)}

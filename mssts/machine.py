@@ -6,8 +6,11 @@ import contextlib
 import ctypes
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
+
+from mssts.errors import first_line
 
 STATUS = Path("/proc/self/status")  # on Linux only
 
@@ -38,6 +41,24 @@ def machine() -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def gpus() -> tuple[list[dict[str, str]], str]:
+    """The NVIDIA GPUs as the driver's own tool lists them, and why there are none where there are none."""
+    keys = ("name", "memory.total", "driver_version", "compute_cap")
+    command = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        return [], "none found (no nvidia-smi, which NVIDIA's driver brings)"
+    except (OSError, subprocess.SubprocessError) as error:
+        return [], f"none found (nvidia-smi: {first_line(error)})"
+    if done.returncode:
+        lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
+        return [], f"none found (nvidia-smi: {lines[0]})"
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    names = ("name", "memory", "driver", "compute_capability")
+    return [dict(zip(names, row, strict=False)) for row in rows], "none found"
 
 
 def resident_bytes(field: str) -> int:

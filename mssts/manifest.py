@@ -67,7 +67,8 @@ class Manifest:
 
     `clip_frames` is the window a long video is cut into and `clip_overlap` the frames two windows share.
     `categories[label]` explains the engine's `labels`. `shape` is the only input shape of the engine, None where it
-    takes any. `companions` are the other files of the artefact, with their SHA-256. `checks` holds the parity report,
+    takes any. `runner` is the one of `mssts.runners.RUNNERS` that the engine was made for, `auto` where any of its kind
+    will do. `companions` are the other files of the artefact, with their SHA-256. `checks` holds the parity report,
     `provenance` the machine, versions and commit.
     """
 
@@ -81,6 +82,7 @@ class Manifest:
     artefact: str
     artefact_sha256: str
     shape: FixedShape | None = None
+    runner: str = "auto"
     companions: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class Manifest:
                 artefact=str(value["artefact"]),
                 artefact_sha256=str(value["artefact_sha256"]),
                 shape=None if value.get("shape") is None else FixedShape(**_integers(value["shape"])),
+                runner=str(value.get("runner", "auto")),
                 companions={str(name): str(digest) for name, digest in value.get("companions", {}).items()},
                 checks=dict(value.get("checks", {})),
                 provenance=dict(value.get("provenance", {})),
@@ -120,6 +123,9 @@ class Manifest:
             raise MsstsError(f"{source}: a field has the wrong type ({error}); export the model again") from None
         if not 0 <= manifest.clip_overlap < manifest.clip_frames:
             raise MsstsError(f"{source}: clip_overlap must be at least 0 and less than clip_frames")
+        for name in (manifest.artefact, *manifest.companions):
+            if not name or name != Path(name).name:
+                raise MsstsError(f"{source}: names {name!r}; expected files beside it, without a folder")
         return manifest
 
     def write(self, folder: Path | str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,8 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """The installed version of each package that can change a figure."""
+    import importlib.metadata  # not at the top: it is slow, and commands import this module
+
     found = {}
     for package in _PACKAGES:
         try:

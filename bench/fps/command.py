@@ -10,19 +10,20 @@ import argparse
 import itertools
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mssts.artefact import Kind
 from mssts.bench.arguments import check_positive, frame_size
 from mssts.errors import MsstsError
 from mssts.files import write_json
 from mssts.machine import cpu_count
-from mssts.manifest import FixedShape
+from mssts.manifest import FixedShape, InputRule
 from mssts.provenance import provenance
 
 if TYPE_CHECKING:
-    from mssts.bench.fps.engines import Candidate
+    from mssts.bench.fps.engines import Candidate, Setting
     from mssts.runners.base import EngineOutput, Runner
 
 HELP = "frames per second and peak memory of the engines, beside the released code"
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table and writes the file. Exit code 1 if an engine was refused or none could run."""
+    from mssts.bench.fps.engines import Setting
+
     size = frame_size(arguments.size)
     check_positive(arguments, "frames", "batch", "threads", "repeats")
     setting = Setting(size, arguments.frames, arguments.batch, arguments.threads)
@@ -76,10 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _candidates(arguments: argparse.Namespace, setting: Setting) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """What is to be measured, exports made; and what cannot be, with the reason."""
-    from mssts.bench.fps.engines import PRECISIONS, RUNNERS, Candidate, check_names
+    from mssts.bench.fps.engines import MEASURED, PRECISIONS, Candidate, check_names
 
     runners, precisions = arguments.runners.split(","), arguments.precision.split(",")
-    check_names("runners", runners, list(RUNNERS))
+    check_names("runners", runners, list(MEASURED))
     check_names("precision", precisions, PRECISIONS)
     exports = _Exports(arguments.cache, str(FixedShape(setting.batch, setting.frames, *setting.size)))
     found, absent = [], []
@@ -106,19 +109,19 @@ class _Exports:
         Raises:
             MsstsError: it cannot run here, or it could not be made; the message says why.
         """
-        from mssts.bench.fps.engines import RUNNERS, build, why_not_installed
+        from mssts.bench.fps.engines import MEASURED, build, why_not_installed
 
-        kind = RUNNERS[candidate.runner]
-        if candidate.precision not in kind.precisions:
-            where = "a processor" if kind.device == "cpu" else "a GPU"
+        measured = MEASURED[candidate.runner]
+        if candidate.precision not in measured.precisions:
+            where = "a processor" if measured.device == "cpu" else "a GPU"
             raise MsstsError(f"it has no {candidate.precision} on {where}")
         missing = why_not_installed(candidate.runner)  # before minutes go into an export for it
         if missing:
             raise MsstsError(missing)
-        if kind.takes == "checkpoint":
+        if measured.takes is Kind.CHECKPOINT:
             return candidate
         made = self._export(candidate)
-        if kind.takes == "plan":
+        if measured.takes is Kind.PLAN:
             print(f"building {candidate} (minutes the first time)", flush=True)
             made = build(made, candidate.runner, self._shape)
         return replace(candidate, path=str(made))
@@ -170,24 +173,15 @@ def _absent(candidate: Candidate, reason: str, refused: bool = False) -> dict[st
     }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What every engine of a run gets: (height, width) and number of the frames, clips at once, threads."""
-
-    size: tuple[int, int]
-    frames: int
-    batch: int
-    threads: int
-
-
 def measure(candidates: list[Candidate], setting: Setting, repeats: int, memory: bool) -> dict[str, Any]:
     """The report: a row for each engine that answers rightly, and the reasons of the others."""
     from tqdm import tqdm
 
-    from mssts.bench.fps.engines import clip, difference, load, why_refused
+    from mssts.bench.fps.engines import load
     from mssts.bench.fps.memory import peak_memory_mb
+    from mssts.runners.agreement import Agreement, out_of_bounds
 
-    clip_BTHWC, sizes_B2 = clip(setting.size, setting.frames, batch=setting.batch)
+    clip_BTHWC, sizes_B2 = setting.clip()
     engines: dict[Candidate, Runner] = {}
     differences: dict[Candidate, dict[str, float]] = {}
     peaks: dict[Candidate, float | None] = {}
@@ -202,8 +196,8 @@ def measure(candidates: list[Candidate], setting: Setting, repeats: int, memory:
             continue
         if candidate.variant not in references:
             references[candidate.variant] = _reference(candidate, clip_BTHWC, sizes_B2)
-        differences[candidate] = difference(references[candidate.variant], answer)
-        wrong = why_refused(differences[candidate], candidate.precision)
+        differences[candidate] = Agreement.of(references[candidate.variant], answer).summary()
+        wrong = out_of_bounds(differences[candidate], candidate.precision)
         if wrong:
             absent.append(_absent(candidate, wrong, refused=True))
             runner.close()
@@ -264,14 +258,12 @@ def around_the_engine(setting: Setting, repeats: int) -> dict[str, float]:
     import cv2
     import numpy as np
 
-    from mssts.bench.fps.engines import clip
-    from mssts.manifest import InputRule
     from mssts.runners.base import EngineOutput
     from mssts.segmenters.postprocessing import to_instances
     from mssts.segmenters.preprocessing import decode_frames, engine_input
 
     K = 10
-    clip_BTHWC, sizes_B2 = clip(setting.size, setting.frames)
+    clip_BTHWC, sizes_B2 = replace(setting, batch=1).clip()
     jpegs = [cv2.imencode(".jpg", frame[..., ::-1])[1].tobytes() for frame in clip_BTHWC[0]]
     height, width = setting.size
     rule = InputRule(min(setting.size), max(setting.size))

@@ -7,13 +7,9 @@ import resource
 import subprocess
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
+from mssts.bench.fps.engines import Candidate, Setting, load
 from mssts.machine import STATUS, resident_bytes
-
-if TYPE_CHECKING:
-    from mssts.bench.fps.command import Setting
-    from mssts.bench.fps.engines import Candidate
 
 
 def peak_memory_mb(candidate: Candidate, setting: Setting) -> float | None:
@@ -28,12 +24,10 @@ def peak_memory_mb(candidate: Candidate, setting: Setting) -> float | None:
 
 
 def _main(request: str) -> None:
-    from mssts.bench.fps.engines import Candidate, clip, load
-
     wanted = json.loads(request)
-    setting = wanted["setting"]
-    runner = load(Candidate(**wanted["candidate"]), setting["threads"])
-    frames, sizes = clip(tuple(setting["size"]), setting["frames"], batch=setting["batch"])
+    setting = Setting(**wanted["setting"])
+    runner = load(Candidate(**wanted["candidate"]), setting.threads)
+    frames, sizes = setting.clip()
     for _ in range(2):
         runner.infer(frames, sizes)
     print(_peak_bytes() / 1e6)

@@ -11,21 +11,42 @@ Letters: B clips, T frames, S tokens of all scales, Q queries, M heads, D channe
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mssts.artefact import Artefact
 from mssts.errors import MsstsError
 from mssts.model.attention import DeformableAttention
+from mssts.model.checkpoint import Checkpoint
 from mssts.model.decoder import DecoderLayer, SelfAttention
 from mssts.model.encoder import EncoderLayer
 from mssts.model.engine import normalise
 from mssts.model.geometry import Geometry, build_geometry
 from mssts.model.layers import inverse_sigmoid
 from mssts.model.mssts_vis import MSSTSVIS
+from mssts.runners.torch_runner import TorchRunner
 
 _MASK_CHANNELS = 8  # of the dynamic convolutions
 _MASK_STRIDE = 8
+
+
+class ReleasedRunner(TorchRunner):
+    """`ReleasedEngine` on a checkpoint, on a processor."""
+
+    def __init__(self, checkpoint: Artefact | Path | str, threads: int | None = None) -> None:
+        super().__init__(checkpoint, threads, device="cpu")
+
+    def _build(self, loaded: Checkpoint) -> nn.Module:
+        return ReleasedEngine(loaded.build(), self.manifest.top_k)
+
+    def describe(self) -> dict[str, Any]:
+        """As `TorchRunner`; the released code's computation knows no kernels of ours."""
+        without = {"kernels": [], "kernels_isa": "", "kernels_reason": "the released code has none"}
+        return {**super().describe(), "name": "released", **without}
 
 
 class ReleasedEngine(nn.Module):

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-_ERRORS_ONLY = 3  # ONNX Runtime's log levels
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INPUTS = {
     "MSDeformAttn": ("value", "shapes", "reference", "offsets", "logits"),
@@ -67,14 +66,14 @@ def session(model: onnx.ModelProto, device: str, threads: int, library: str | No
     """
     import onnxruntime
 
+    from mssts.runners.onnx_runtime import session_options
+
     settings = {}
     if device == "cuda":
         import torch
 
         settings = {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _ERRORS_ONLY
+    options = session_options(threads)
     options.enable_cpu_mem_arena = arena
     options.enable_mem_pattern = arena
     try:

@@ -21,9 +21,8 @@ from mssts.manifest import Manifest
 from mssts.media.sources import Video, open_source
 from mssts.prediction.tracking import windows
 from mssts.runners.fixed_shape import pad_to_shape
+from mssts.runners.onnx_runtime import session_options
 from mssts.segmenters.preprocessing import engine_input
-
-_ERRORS_ONLY = 3
 
 Clip = tuple[np.ndarray, np.ndarray]  # uint8 frames [1, T, H, W, 3], int32 valid sizes [1, 2]
 
@@ -96,9 +95,7 @@ class _Calibrater(MinMaxCalibrater):
         return sorted(tensors & self._tensors), value_infos
 
     def create_inference_session(self) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        options.intra_op_num_threads = cpu_count()
+        options = session_options(cpu_count())
         kernels = library("onnxruntime")
         if kernels.path is not None and not kernels.reason:
             options.register_custom_ops_library(str(kernels.path))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mssts.artefact import Artefact
+from mssts.export.arguments import add_gate, add_reuse, gate_of
+
 HELP = "quantize an exported engine to int8 or fp8, calibrated on your clips"
 
 
@@ -27,32 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude", type=Path, metavar="FILE",
         help="layers that stay in floating point, a glob of node names a line (default: export/exclusions/default.txt)",
     )  # fmt: skip
-    parser.add_argument(
-        "--data",
-        "--evaluate",
-        dest="evaluate",
-        type=Path,
-        metavar="JSON",
-        help="a data set to measure AP on, before and after",
-    )
-    parser.add_argument(
-        "--max-ap-drop", type=float, default=0.5, metavar="POINTS",
-        help="with --data: points of AP that may be lost, else exit code 1 (default: %(default)s)",
-    )  # fmt: skip
+    add_gate(parser, "before and after", "--evaluate")
+    add_reuse(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantises and prints what it costs in accuracy."""
     from mssts.export.average_precision import ap_lines
-    from mssts.export.quantization.quantizer import QuantizationOptions, quantize
+    from mssts.export.quantization.quantizer import QuantizationOptions, existing_quantized, quantize
 
-    options = QuantizationOptions(
-        arguments.format, arguments.target, arguments.clips, arguments.exclude, arguments.max_ap_drop / 100
-    )
-    manifest = quantize(arguments.engine, arguments.calibrate, arguments.out, options, arguments.evaluate)
+    options = QuantizationOptions(arguments.format, arguments.target, arguments.clips, arguments.exclude)
+    source, gate = Artefact.open(arguments.engine), gate_of(arguments)
+    kept = existing_quantized(source, arguments.calibrate, arguments.out, options, gate) if arguments.reuse else None
+    manifest = kept or quantize(source, arguments.calibrate, arguments.out, options, gate)
+    verb = "kept" if kept else "wrote"
     made, difference = manifest.provenance["quantization"], manifest.checks["difference"]
     layers = ", ".join(f"{count} {name}" for name, count in made["quantized"].items())
-    print(f"wrote {arguments.out / manifest.artefact}: {manifest.preset}, {manifest.precision}, for {made['target']}")
+    print(f"{verb} {arguments.out / manifest.artefact}: {manifest.preset}, {manifest.precision}, for {made['target']}")
     print(f"quantized {layers}; {len(made['excluded'])} excluded; calibrated on {made['clips']} clips")
     print(f"over these clips, of the best instances {difference['compared']:.0%} are the same as in fp32; of those")
     for name in ("scores", "boxes"):

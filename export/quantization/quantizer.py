@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
+from mssts.artefact import Artefact, Kind, unchanged, writing
 from mssts.errors import CheckFailed, MsstsError
-from mssts.export.average_precision import MAX_DROP, ApGate, Contender, check_max_drop
+from mssts.export.average_precision import ApGate, Scored
+from mssts.export.existing import source_sha256
 from mssts.export.quantization.calibration import Clip, calibrate, read_clips
 from mssts.export.quantization.graph import (
     DEFAULT_EXCLUSIONS,
@@ -25,16 +28,15 @@ from mssts.export.quantization.graph import (
     read_exclusions,
 )
 from mssts.export.saving import save_model
-from mssts.files import sha256
 from mssts.manifest import Manifest
 from mssts.provenance import provenance
-from mssts.runners import load_runner
-from mssts.runners.artefact import check_unchanged
-from mssts.runners.base import EngineOutput
+from mssts.runners import AUTO, load_runner
+from mssts.runners.agreement import Agreement
 
 _RUNNER = "onnxruntime"  # whatever runs such a file by default: the engines are to differ in their graphs alone
-_CURE = "Exclude more layers (--exclude), calibrate with more or other clips"
-_SAME_INSTANCE = 0.1  # in boxes and scores: two instances of one clip are further apart
+# Target → the runner that such a file is made for. For GPUs it is built into a plan first.
+_RUNNERS = {"cpu": "openvino", "cpu-onnxruntime": "onnxruntime"}
+_HINT = "Exclude more layers (--exclude), calibrate with more or other clips"
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,31 @@ class QuantizationOptions:
         target: cpu (OpenVINO), cpu-onnxruntime or gpu (TensorRT), for int8; fp8 is for GPUs.
         clips: of the calibration, at most.
         exclude: file of the layers that are left as they are; None: the one that comes with this package.
-        max_ap_drop: in AP, 0…1.
     """
 
     number_format: str = "int8"
     target: str = "cpu"
     clips: int = 16
     exclude: Path | None = None
-    max_ap_drop: float = MAX_DROP
 
     def __post_init__(self) -> None:
         if self.number_format not in FORMATS:
             raise MsstsError(f"--format is {self.number_format!r}; expected one of: {', '.join(FORMATS)}")
         if self.target not in TARGETS:
             raise MsstsError(f"--target is {self.target!r}; expected one of: {', '.join(TARGETS)}")
-        check_max_drop(self.max_ap_drop)
+
+    @property
+    def made_for(self) -> str:
+        """The target; fp8 is for GPUs."""
+        return "gpu" if self.number_format == "fp8" else self.target
 
 
 def quantize(
-    engine: Path, calibration: Path, out: Path, options: QuantizationOptions | None = None, data: Path | None = None
+    engine: Artefact | Path,
+    calibration: Path,
+    out: Path,
+    options: QuantizationOptions | None = None,
+    gate: ApGate | None = None,
 ) -> Manifest:
     """Writes `out/model.onnx` and `out/manifest.json`, or nothing.
 
@@ -74,22 +82,17 @@ def quantize(
             takes them.
         out: another folder.
         options: `QuantizationOptions()` if None.
-        data: the JSON of a data set with ground truth, to score both engines on.
+        gate: the data that both engines are scored on; None: they are not.
 
     Raises:
         MsstsError: the engine, the clips, the data or the exclusions are absent or broken; nothing is left to quantise.
-        CheckFailed: AP drops by more than `options.max_ap_drop`.
+        CheckFailed: the quantised engine loses more AP than the gate allows.
     """
     options = options or QuantizationOptions()
-    if not engine.exists():
-        raise MsstsError(f"{engine}: no such folder; expected one that `mssts export` wrote")
-    source = Manifest.read(engine)
-    path = engine / source.artefact if engine.is_dir() else engine
-    if source.precision != "fp32" or path.suffix != ".onnx":
-        raise MsstsError(f"{path}: in {source.precision}; expected an export in fp32: `mssts export --precision fp32`")
+    source = _source(engine)
+    path, before = source.path, source.described()
     if out.resolve() == path.parent.resolve():
         raise MsstsError(f"--out {out} is the folder of the engine itself; name another one")
-    check_unchanged(path)
     exclusions = read_exclusions(options.exclude or DEFAULT_EXCLUSIONS)
     model = onnx.load(path)
     nodes, excluded = quantizable(model, exclusions)
@@ -97,54 +100,84 @@ def quantize(
         raise MsstsError(
             f"{options.exclude or DEFAULT_EXCLUSIONS}: excludes every layer of {path}; nothing to quantize"
         )
-    gate = None if data is None else ApGate(data, options.max_ap_drop)
     if gate is not None:
-        gate.check_data(source.categories)
-    clips = read_clips(calibration, source, options.clips)
-    ranges = calibrate(path, calibrated_tensors(model, nodes, options.target), clips)
-    graph = quantized(model, nodes, ranges, options.number_format, options.target)
-    check(graph)
-    kinds = {name: sum(node.op_type == name for node in nodes) for name in ("Conv", "MatMul", "Gemm")}
-    # On the same file system as `out`, so that files move by renaming; `out` itself appears with them.
-    beside = out if out.exists() else next(parent for parent in out.absolute().parents if parent.exists())
-    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=beside) as temporary:
-        candidate = Path(temporary) / path.name
-        companions = save_model(graph, candidate)
+        gate.check_data(before.categories)
+    clips = read_clips(calibration, before, options.clips)
+    with writing(out, path.name) as draft:
+        ranges = calibrate(path, calibrated_tensors(model, nodes, options.target), clips)
+        graph = quantized(model, nodes, ranges, options.number_format, options.target)
+        check(graph)
+        save_model(graph, draft.path)
+        kinds = {name: sum(node.op_type == name for node in nodes) for name in ("Conv", "MatMul", "Gemm")}
         manifest = replace(
-            source,
+            before,
             precision=options.number_format,
-            artefact_sha256=sha256(candidate),
-            companions=companions,
+            runner=_RUNNERS.get(options.made_for, AUTO),
             # The parity of the export holds for the file that was exported, not for this one.
-            checks={"parity_before_quantization": source.checks.get("parity")},
+            checks={"parity_before_quantization": before.checks.get("parity")},
             provenance={
-                "quantized_from": source.artefact_sha256,
-                "export": source.provenance,
+                "quantized_from": source.sha256,
+                "export": before.provenance,
                 "quantization": {
                     "format": options.number_format,
-                    "target": "gpu" if options.number_format == "fp8" else options.target,
+                    "target": options.made_for,
                     "calibration": calibration.name,
                     "clips": len(clips),
                     "quantized": {name: count for name, count in kinds.items() if count},
                     "exclusions": exclusions,
                     "excluded": excluded,
+                    "key": _key(source, clips, options),
                 },
                 **provenance(),
             },
         )
-        manifest.write(candidate.parent)
-        checks = {**manifest.checks, "difference": compare(path.parent, candidate.parent, clips)}
+        draft.describe(manifest)
+        checks = {**manifest.checks, "difference": compare(source, draft.folder, clips)}
         if gate is not None:
-            before = Contender("fp32", path.parent, _RUNNER)
-            after = Contender(options.number_format, candidate.parent, _RUNNER)
-            checks |= gate.measure(before, after, _CURE)[0]
-        manifest = replace(manifest, checks=checks)
-        out.mkdir(parents=True, exist_ok=True)
-        # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
-        for name in (*companions, path.name):
-            (candidate.parent / name).replace(out / name)
-        manifest.write(out)
-    return manifest
+            reference = Scored("fp32", path.parent, _RUNNER)
+            candidate = Scored(options.number_format, draft.folder, _RUNNER)
+            checks |= gate.measure(reference, candidate, _HINT)[0]
+        return draft.describe(replace(manifest, checks=checks))
+
+
+def existing_quantized(
+    engine: Artefact | Path,
+    calibration: Path,
+    out: Path,
+    options: QuantizationOptions | None = None,
+    gate: ApGate | None = None,
+) -> Manifest | None:
+    """The manifest in `out` if `quantize` would make the same again, by the rule of `mssts.export.existing`.
+
+    Raises:
+        MsstsError: the engine or the clips are absent or broken.
+    """
+    found, options = unchanged(out), options or QuantizationOptions()
+    if found is None or found.manifest is None:
+        return None
+    source, manifest = _source(engine), found.manifest
+    key = _key(source, read_clips(calibration, source.described(), options.clips), options)
+    same = manifest.provenance.get("quantization", {}).get("key") == key
+    return manifest if same and (gate is None or gate.has_measured(manifest.checks)) else None
+
+
+def _source(engine: Artefact | Path) -> Artefact:
+    """The export that is to be quantised."""
+    source = Artefact.open(engine)
+    precision = source.described().precision
+    if precision != "fp32" or source.kind is not Kind.ONNX:
+        raise MsstsError(f"{source.path}: in {precision}; expected an export in fp32: `mssts export --precision fp32`")
+    return source
+
+
+def _key(source: Artefact, clips: Sequence[Clip], options: QuantizationOptions) -> str:
+    """A hash of what decides a quantised engine."""
+    digest = hashlib.sha256()
+    for frames, sizes in clips:
+        digest.update(f"{frames.shape} {sizes.tolist()}".encode() + frames.tobytes())
+    exclusions = read_exclusions(options.exclude or DEFAULT_EXCLUSIONS)
+    decisive = [source.sha256, source_sha256(), options.number_format, options.made_for, exclusions, digest.hexdigest()]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -164,47 +197,29 @@ class Difference:
     mask_iou_mean: float
 
 
-def compare(engine: Path, candidate: Path, clips: Sequence[Clip]) -> dict[str, float]:
-    """`Difference` of the engines in two folders, as JSON; both run in ONNX Runtime."""
+def compare(engine: Artefact | Path, candidate: Artefact | Path, clips: Sequence[Clip]) -> dict[str, float]:
+    """`Difference` of two engines, as JSON; both run in ONNX Runtime."""
     runners = load_runner(engine, runner=_RUNNER), load_runner(candidate, runner=_RUNNER)
-    total = 0
-    scores: list[float] = []
-    boxes: list[float] = []
-    ious: list[float] = []
+    shares: list[float] = []
+    found: dict[str, list[np.ndarray]] = {"scores": [], "boxes": [], "ious": []}
     for clip in tqdm(clips, desc="comparing", unit="clip", disable=None, leave=False):
-        reference, found = (runner.infer(*clip) for runner in runners)
-        total += reference.scores.size
-        for k, j in _pairs(reference, found):
-            scores.append(abs(float(found.scores[0, j] - reference.scores[0, k])))
-            boxes.append(float(np.abs(found.boxes[0, j] - reference.boxes[0, k]).max()))
-            a, b = reference.mask_logits[0, k] > 0, found.mask_logits[0, j] > 0
-            if (a | b).any():
-                ious.append(float((a & b).sum() / (a | b).sum()))
+        agreement = Agreement.of(*(runner.infer(*clip) for runner in runners))
+        shares.append(agreement.compared)
+        found["scores"].append(np.abs(agreement.difference("scores")))
+        found["boxes"].append(np.abs(agreement.difference("boxes")).max((1, 2)))
+        found["ious"].append(agreement.mask_ious())
     for runner in runners:
         runner.close()
-    if not scores:
+    if not any(shares):
         raise CheckFailed("the quantized engine finds none of the engine's own instances; nothing was written")
+    scores, boxes, ious = (np.concatenate(values) for values in found.values())
     difference = Difference(
-        compared=len(scores) / total,
-        scores_max=max(scores),
+        compared=float(np.mean(shares)),
+        scores_max=float(scores.max()),
         scores_median=float(np.median(scores)),
-        boxes_max=max(boxes),
+        boxes_max=float(boxes.max()),
         boxes_median=float(np.median(boxes)),
-        mask_iou_min=min(ious, default=1.0),
-        mask_iou_mean=float(np.mean(ious)) if ious else 1.0,
+        mask_iou_min=float(ious.min(initial=1.0)),
+        mask_iou_mean=float(ious.mean()) if ious.size else 1.0,
     )
     return asdict(difference)
-
-
-def _pairs(reference: EngineOutput, found: EngineOutput) -> list[tuple[int, int]]:
-    """The rows of the same instances of one clip."""
-    pairs, free = [], np.ones(found.scores.shape[1], bool)
-    for k in range(reference.scores.shape[1]):
-        apart = np.abs(found.boxes[0] - reference.boxes[0, k]).max((1, 2))
-        apart = np.maximum(apart, np.abs(found.scores[0] - reference.scores[0, k]))
-        apart[(found.labels[0] != reference.labels[0, k]) | ~free] = np.inf
-        j = int(apart.argmin())
-        if apart[j] < _SAME_INSTANCE:
-            pairs.append((k, j))
-            free[j] = False
-    return pairs

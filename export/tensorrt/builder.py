@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mssts import contract, kernels
+from mssts.artefact import Artefact, Kind, unchanged, writing
 from mssts.errors import CheckFailed, MsstsError
 from mssts.export.average_precision import NOT_MEASURED, ApGate
 from mssts.export.tensorrt.network import (
@@ -25,115 +25,129 @@ from mssts.export.tensorrt.options import HARDWARE_COMPATIBILITY, BuildOptions, 
 from mssts.export.tensorrt.parity import check_ap, check_data, check_parity
 from mssts.export.tensorrt.progress import progress_monitor
 from mssts.files import atomic_path, sha256, write_json
-from mssts.manifest import FILE_NAME, Manifest
+from mssts.manifest import Manifest
 from mssts.provenance import provenance
 from mssts.runners.tensorrt_library import PLAN, Gpu, first_gpu, load_plugins, message_log, tensorrt_module
 
 LAYERS = "layers.json"
 
 
-def build_engine(
-    model_dir: Path, out: Path, options: BuildOptions, gate: ApGate | None = None
-) -> tuple[Manifest, bool]:
+@dataclass(frozen=True)
+class _Build:
+    """What a plan is built of, and with.
+
+    Attributes:
+        source: the export.
+        trt: TensorRT's module.
+        options: as they were asked for.
+        profile: the shapes of the plan.
+        identity: what decides the plan, for the manifest; `key` is its hash.
+        unmeasured: why the plan cannot be run on this machine; empty where it can.
+    """
+
+    source: Artefact
+    trt: Any
+    options: BuildOptions
+    profile: Profile
+    identity: dict[str, Any]
+    unmeasured: str
+
+    @classmethod
+    def of(cls, model: Artefact | Path, options: BuildOptions) -> _Build:
+        """The build of an export on this machine."""
+        source = Artefact.open(model)
+        if source.kind is not Kind.ONNX:
+            raise MsstsError(f"{source.path}: not an ONNX file; expected the folder that `mssts export` writes")
+        profile = options.profile(source.described())
+        trt, gpu = tensorrt_module(options.target), first_gpu()
+        if gpu is None and options.target == "tensorrt":
+            raise MsstsError(
+                "tensorrt builds on the GPU that the plan is for, and there is none here; use tensorrt-rtx"
+            )
+        identity = _identity(trt, options, profile, source.described(), gpu)
+        return cls(source, trt, options, profile, identity, _why_unmeasured(trt, gpu, options))
+
+
+def build_engine(model: Artefact | Path, out: Path, options: BuildOptions, gate: ApGate | None = None) -> Manifest:
     """Writes `out/model.plan` and `out/manifest.json`, or nothing.
 
     Where there is a GPU that runs it, the plan is loaded, its layer report is checked and saved as `layers.json`, its
     outputs are compared with those of the ONNX file, and so is its AP on the gate's data, if there is a gate. Without
     a GPU (TensorRT-RTX builds without) the checks are of the network, and the manifest says what was not measured.
 
-    Returns the plan's manifest, and whether the same build was there already and was kept.
+    Args:
+        model: a folder of `mssts export`.
+        out: another folder.
+        options: the target, the shapes and the rest.
+        gate: the data that the ONNX file and the plan are scored on; None: they are not.
 
     Raises:
         MsstsError: the export is absent or was edited, TensorRT is not installed or cannot parse it, a shape is wrong,
             the data are absent or broken.
         CheckFailed: the network or the plan is not what was asked for, or loses more AP than the gate allows.
     """
-    source, onnx_path = _export(model_dir)
-    if out.resolve() == onnx_path.parent.resolve():
+    build = _Build.of(model, options)
+    source, unmeasured = build.source.described(), build.unmeasured
+    if out.resolve() == build.source.path.parent.resolve():
         raise MsstsError(f"--out is the export's own folder {out}; its manifest would be overwritten: name another")
-    profile = options.profile(source)
-    trt = tensorrt_module(options.target)
-    gpu = first_gpu()
-    if gpu is None and options.target == "tensorrt":
-        raise MsstsError("tensorrt builds on the GPU that the plan is for, and there is none here; use tensorrt-rtx")
-    engine = _identity(trt, options, profile, source, gpu)
-    unmeasured = _why_unmeasured(trt, gpu, options)
-    kept = _existing(out, engine["key"])
-    if kept is not None and (gate is None or _scored(kept, gate, unmeasured)):
-        return kept, True
     if gate is not None:
-        check_data(source, profile, gate)
-    log = message_log(trt)
-    builder = trt.Builder(log)
-    if options.uses_plugins:
-        load_plugins(builder.get_plugin_registry())
-    nodes = our_nodes(onnx_path)
-    network = parse_network(trt, log, builder, onnx_path)
-    check_contract(network, onnx_path)
-    layers = layers_of(network)
-    check_plugins(trt, layers, nodes, options.uses_plugins)
-    judged = check_precision(trt, layers, source.precision)
-    plan = _serialize(trt, log, builder, network, options, profile, source.precision)
-    checks: dict[str, Any] = {
-        "network": {"layers": len(layers), "plugins": nodes if options.uses_plugins else [], "in_precision": judged},
-        "layers": unmeasured,
-        "parity": {"holds": None, "reason": unmeasured},
-        **(gate.unmeasured(unmeasured) if gate is not None and unmeasured else {}),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as temporary:
-        candidate = Path(temporary) / PLAN
-        candidate.write_bytes(memoryview(plan))
-        size = candidate.stat().st_size
+        check_data(source, build.profile, gate)
+    with writing(out, PLAN) as draft:
+        log = message_log(build.trt)
+        nodes = our_nodes(build.source.path)
+        plan, network = _plan(build, log, nodes)
+        draft.path.write_bytes(memoryview(plan))
+        checks: dict[str, Any] = {
+            "network": network,
+            "layers": unmeasured,
+            "parity": {"holds": None, "reason": unmeasured},
+            **(gate.unmeasured(unmeasured) if gate is not None and unmeasured else {}),
+        }
+        profile = build.profile
         manifest = replace(
             source,
-            artefact=PLAN,
-            artefact_sha256=sha256(candidate),
+            runner="tensorrt",
             shape=profile.best if profile.least == profile.best == profile.most else None,
-            companions={},
             checks=checks,
             provenance={
                 "weights": source.provenance.get("weights"),
                 "onnx": {"sha256": source.artefact_sha256, "provenance": source.provenance},
-                "engine": {**engine, "bytes": size},
+                "engine": {**build.identity, "bytes": draft.path.stat().st_size},
                 **provenance(),
             },
         )
         if not unmeasured:
-            manifest.write(temporary)
-            report = _layer_report(trt, log, plan, options)
+            draft.describe(manifest)
+            report = _layer_report(build.trt, log, plan)
             check_report(report, nodes, options.uses_plugins, source.precision)
-            write_json(Path(temporary) / LAYERS, report)
+            write_json(draft.folder / LAYERS, report)
             checks["layers"] = {"layers": len(report), "holds": True}
-            checks["parity"] = check_parity(source, onnx_path, candidate, profile, str(out / PLAN))
+            checks["parity"] = check_parity(build.source, draft.folder, profile, str(out / PLAN))
             if gate is not None:
-                ap_checks, ran = check_ap(source, onnx_path, candidate, gate, options.uses_plugins)
+                ap_checks, ran = check_ap(build.source, draft.folder, gate, options.uses_plugins)
                 checks |= ap_checks
                 manifest = replace(manifest, provenance={**manifest.provenance, "scored_with": ran})
-            manifest = replace(manifest, companions={LAYERS: sha256(Path(temporary) / LAYERS)}, checks=checks)
-        # The artefact first: a manifest whose hash does not fit is refused, a missing artefact is.
-        for name in (*manifest.companions, PLAN):
-            (Path(temporary) / name).replace(out / name)
-        manifest.write(out)
-    return manifest, False
+        return draft.describe(replace(manifest, checks=checks))
 
 
-def _export(model_dir: Path) -> tuple[Manifest, Path]:
-    """The manifest and the ONNX file of an export, both unchanged."""
-    source = Manifest.read(model_dir)
-    folder = model_dir if model_dir.is_dir() else model_dir.parent
-    path = folder / source.artefact
-    if path.suffix != ".onnx":
-        raise MsstsError(f"{path}: not an ONNX file; expected the folder that `mssts export` writes")
-    for name, digest in {source.artefact: source.artefact_sha256, **source.companions}.items():
-        if not (folder / name).is_file():
-            raise MsstsError(f"{folder / name}: no such file, but {FILE_NAME} names it; export the model again")
-        if sha256(folder / name) != digest:
-            raise MsstsError(
-                f"{folder / name}: was changed after its export (its SHA-256 differs from {FILE_NAME}); export the "
-                "model again"
-            )
-    return source, path
+def existing_engine(
+    model: Artefact | Path, out: Path, options: BuildOptions, gate: ApGate | None = None
+) -> Manifest | None:
+    """The manifest in `out` if `build_engine` would build the same again, by the rule of `mssts.export.existing`.
+
+    Where the plan cannot be run, it need not have been scored either.
+
+    Raises:
+        MsstsError: as `build_engine`, of the export, the options and TensorRT.
+    """
+    build, found = _Build.of(model, options), unchanged(out)
+    if found is None or found.manifest is None:
+        return None
+    manifest = found.manifest
+    if manifest.artefact != PLAN or manifest.provenance.get("engine", {}).get("key") != build.identity["key"]:
+        return None
+    scored = gate is None or gate.has_measured(manifest.checks) or (build.unmeasured and gate.is_of(manifest.checks))
+    return manifest if scored else None
 
 
 def _identity(trt: Any, options: BuildOptions, profile: Profile, source: Manifest, gpu: Gpu | None) -> dict[str, Any]:
@@ -164,25 +178,19 @@ def _why_unmeasured(trt: Any, gpu: Gpu | None, options: BuildOptions) -> str:
     return ""
 
 
-def _existing(out: Path, key: str) -> Manifest | None:
-    """The manifest in `out` if it describes an unchanged plan of this very build."""
-    try:
-        manifest = Manifest.read(out)
-    except MsstsError:
-        return None
-    plan = out / manifest.artefact
-    same = (
-        manifest.artefact == PLAN
-        and manifest.provenance.get("engine", {}).get("key") == key
-        and plan.is_file()
-        and sha256(plan) == manifest.artefact_sha256
-    )
-    return manifest if same else None
-
-
-def _scored(kept: Manifest, gate: ApGate, unmeasured: str) -> bool:
-    """Whether a plan that is there was scored on the gate's data, or could not be here either."""
-    return gate.has_measured(kept.checks) or (bool(unmeasured) and gate.is_of(kept.checks))
+def _plan(build: _Build, log: Any, nodes: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The bytes of a plan, and the report on its network, which is checked before it is built."""
+    trt, options, precision = build.trt, build.options, build.source.described().precision
+    builder = trt.Builder(log)
+    if options.uses_plugins:
+        load_plugins(builder.get_plugin_registry())
+    network = parse_network(trt, log, builder, build.source.path)
+    check_contract(network, build.source.path)
+    layers = layers_of(network)
+    check_plugins(trt, layers, nodes, options.uses_plugins)
+    judged = check_precision(trt, layers, precision)
+    report = {"layers": len(layers), "plugins": nodes if options.uses_plugins else [], "in_precision": judged}
+    return _serialize(trt, log, builder, network, options, build.profile, precision), report
 
 
 def _serialize(
@@ -251,7 +259,7 @@ def _read_timing_cache(trt: Any, config: Any, options: BuildOptions) -> Any:
     return cache
 
 
-def _layer_report(trt: Any, log: Any, plan: Any, options: BuildOptions) -> list[dict[str, Any]]:
+def _layer_report(trt: Any, log: Any, plan: Any) -> list[dict[str, Any]]:
     """What the built engine's inspector says of each layer."""
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)

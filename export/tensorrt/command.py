@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mssts.manifest import Manifest
+from mssts.artefact import Artefact
+from mssts.export.arguments import add_gate, add_reuse, gate_of
+from mssts.manifest import FixedShape, Manifest
 
 HELP = "build a TensorRT or TensorRT-RTX engine from an export, checked layer by layer"
 
@@ -34,23 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a GPU to build for, as 8.9; may be repeated (tensorrt-rtx; default: all that it knows)",
     )  # fmt: skip
     parser.add_argument("--no-plugins", action="store_true", help="our ops as the function bodies that are in the file")
-    parser.add_argument(
-        "--data", type=Path, metavar="JSON",
-        help="a small data set with ground truth, YouTube-VIS or COCO-video: AP on it, of the export and of the plan",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-ap-drop", type=float, default=0.5, metavar="POINTS",
-        help="with --data: points of AP that the plan may lose, else exit code 1 (default: %(default)s)",
-    )  # fmt: skip
+    add_gate(parser, "of the export and of the plan")
+    add_reuse(parser)
     parser.add_argument("--optimization-level", type=int, metavar="N", help="0 (fast build) to 5 (default: TensorRT's)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds and prints what was checked."""
-    from mssts.export.average_precision import ApGate
-    from mssts.export.tensorrt.builder import build_engine
+    from mssts.export.tensorrt.builder import build_engine, existing_engine
     from mssts.export.tensorrt.options import BuildOptions
-    from mssts.manifest import FixedShape
 
     options = BuildOptions(
         target=arguments.target,
@@ -65,19 +57,19 @@ def run(arguments: argparse.Namespace) -> int:
         compute_capabilities=tuple(arguments.compute_capability),
         optimization_level=arguments.optimization_level,
     )
-    gate = None if arguments.data is None else ApGate(arguments.data, arguments.max_ap_drop / 100)
-    manifest, kept = build_engine(arguments.model_dir, arguments.out, options, gate)
-    _print(manifest, arguments.out, kept)
+    source, gate = Artefact.open(arguments.model_dir), gate_of(arguments)
+    kept = existing_engine(source, arguments.out, options, gate) if arguments.reuse else None
+    manifest = kept or build_engine(source, arguments.out, options, gate)
+    _print(manifest, arguments.out, "kept" if kept else "wrote")
     return 0
 
 
-def _print(manifest: Manifest, out: Path, kept: bool) -> None:
+def _print(manifest: Manifest, out: Path, verb: str) -> None:
     from mssts.export.average_precision import ap_lines
     from mssts.export.parity import parity_lines
 
     engine, checks = manifest.provenance["engine"], manifest.checks
     profile, network, parity = engine["profile"], checks["network"], checks["parity"]
-    verb = "kept" if kept else "wrote"
     print(
         f"{verb} {out / manifest.artefact}: {manifest.preset}, {manifest.precision}, {engine['target']} "
         f"{engine['tensorrt']}, {engine['bytes'] / 2**20:.1f} MiB"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mssts.artefact import Artefact
 from mssts.errors import MsstsError
-from mssts.export.average_precision import ApGate, Contender
+from mssts.export.average_precision import ApGate, Scored
 from mssts.export.parity import Case, cases, compare
 from mssts.export.reference_runner import ReferenceRunner
 from mssts.export.tensorrt.options import Profile
@@ -24,26 +25,27 @@ def fitting_cases(source: Manifest, profile: Profile) -> list[Case]:
     return found or cases(shape=profile.best)
 
 
-def check_parity(source: Manifest, onnx_path: Path, plan: Path, profile: Profile, shown: str) -> dict[str, Any]:
-    """Runs both on the same cases; returns the report for the manifest, or why there is none.
+def check_parity(source: Artefact, plan: Path, profile: Profile, shown: str) -> dict[str, Any]:
+    """Runs an export and the plan in a folder on the same cases; returns the report for the manifest, or why not.
 
     Raises:
         CheckFailed: an output is further from the ONNX file's than the bounds of its export allow.
     """
-    if "parity" not in source.checks:
+    manifest = source.described()
+    if "parity" not in manifest.checks:
         return {
             "holds": None,
             "reason": "a quantized export has no bounds derived from PyTorch; --data scores it by AP",
         }
-    inputs = fitting_cases(source, profile)
+    inputs = fitting_cases(manifest, profile)
     # ONNX Runtime has no bf16 kernels for processors.
-    reference: Runner = ReferenceRunner(onnx_path) if source.precision == "bf16" else OnnxRuntimeRunner(onnx_path)
+    reference: Runner = ReferenceRunner(source.path) if manifest.precision == "bf16" else OnnxRuntimeRunner(source)
     runner = TensorRtRunner(plan)
     try:
-        report = compare(reference, runner, inputs, source.checks["parity"])
+        report = compare(reference, runner, inputs, manifest.checks["parity"])
         name = reference.describe()["name"]
         report.check(shown, name)
-        return {**report.to_json(), "reference": f"{onnx_path.name} in {name}"}
+        return {**report.to_json(), "reference": f"{source.path.name} in {name}"}
     finally:
         reference.close()
         runner.close()
@@ -67,11 +69,9 @@ def check_data(source: Manifest, profile: Profile, gate: ApGate) -> None:
             )
 
 
-def check_ap(
-    source: Manifest, onnx_path: Path, plan: Path, gate: ApGate, plugins: bool
-) -> tuple[dict[str, Any], list[Any]]:
-    """`ApGate.measure` of the ONNX file and of the plan, each with its manifest beside it."""
-    cure = "Build it with --no-plugins" if plugins else "Score it on more videos"
-    if source.precision != "fp32":
-        cure = "Export it in fp32"
-    return gate.measure(Contender("onnx", onnx_path.parent), Contender("plan", plan.parent), cure)
+def check_ap(source: Artefact, plan: Path, gate: ApGate, plugins: bool) -> tuple[dict[str, Any], list[Any]]:
+    """`ApGate.measure` of an export and of the plan in a folder."""
+    hint = "Build it with --no-plugins" if plugins else "Score it on more videos"
+    if source.described().precision != "fp32":
+        hint = "Export it in fp32"
+    return gate.measure(Scored("onnx", source.path.parent), Scored("plan", plan), hint)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mssts
+from mssts.commands import run_command
+from mssts.files import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the stages, prints the table, and leaves everything in `--out`."""
     from mssts.evaluation import evaluate
-    from mssts.files import read_json, write_json
     from mssts.media.sources import open_source
     from mssts.prediction.latency import stage_latency
     from mssts.prediction.predictor import REPORT, RESULTS, PredictOptions, predict
@@ -124,7 +123,7 @@ def _mssts(*arguments: object) -> None:
     """Runs a command of ours in a process of its own, as a user would; ends this one with its exit code if it fails."""
     words = [str(argument) for argument in arguments]
     print(f"  $ mssts {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "mssts.cli", *words], check=False)
+    done = run_command(*words)
     if done.returncode:
         raise SystemExit(done.returncode)
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mssts.errors import MsstsError
+from mssts.files import write_json
+from mssts.provenance import provenance
+
 HELP = "score results.json against instances.json (the official YouTube-VIS AP, offline), or check a submission"
 
 
@@ -27,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates or checks, prints what came out and writes the JSON file."""
-    from mssts.errors import MsstsError
-
     given = {name for name in ("gt", "results", "check", "videos") if getattr(arguments, name) is not None}
     if given == {"gt", "results"}:
         return _score(arguments)
@@ -39,9 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from mssts.evaluation import evaluate, format_table
-    from mssts.files import write_json
     from mssts.prediction.results import merge_shards
-    from mssts.provenance import provenance
 
     first = arguments.results[0]
     whole = len(arguments.results) == 1 and not first.absolute().parent.name.startswith("shard-")
@@ -55,8 +55,6 @@ def _score(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from mssts.evaluation import check_submission
-    from mssts.files import write_json
-    from mssts.provenance import provenance
 
     report = check_submission(arguments.check, arguments.videos)
     if arguments.out:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib
-import importlib.metadata
-import subprocess
 import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mssts
+from mssts import kernels, provenance
 from mssts.errors import first_line
+from mssts.files import write_json
+from mssts.kernels import library
+from mssts.machine import cpu_count, gpus
 
 HELP = "this machine: versions, which kernels and engines work, and why not the others"
 
@@ -27,18 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints what was found; nothing that is missing is an error."""
-    import mssts
-    from mssts import kernels, provenance
-    from mssts.files import write_json
-
     engines = {entry.name: entry for entry in _engines()}
     doors = _doors(engines)
-    gpus, gpu_reason = _gpus()
+    found_gpus, gpu_reason = gpus()
     folder = kernels.folder()
     found = {
         "mssts": mssts.__version__,
         **provenance.provenance(),
-        "gpus": gpus,
+        "gpus": found_gpus,
         "library_folder": None if folder is None else str(folder),
         "kernels": {door.name: asdict(door) for door in doors},
         "engines": {name: asdict(entry) for name, entry in engines.items()},
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"mssts {found['mssts']}, commit {found['commit']}, {Path(mssts.__file__).parent}\n")
     _print_line("Processor", f"{machine['cpu']}, {machine['cores']} usable cores{memory}")
     _print_line("System", f"{machine['os']}, Python {machine['python']}")
-    _print_line("GPU", "; ".join(_gpu_text(gpu) for gpu in gpus) or gpu_reason)
+    _print_line("GPU", "; ".join(_gpu_text(gpu) for gpu in found_gpus) or gpu_reason)
     _print_line("Packages", ", ".join(f"{name} {version}" for name, version in found["versions"].items()) or "none")
     print("\nKernels: what computes the two ops in each runtime")
     for door in doors:
@@ -84,8 +83,6 @@ class Entry:
 
 
 def _engines() -> list[Entry]:
-    from mssts.machine import cpu_count
-
     found = []
     torch, reason = _imported("torch", "PyTorch", "`pip install torch`")
     if torch is None:
@@ -145,8 +142,6 @@ def _doors(engines: dict[str, Entry]) -> list[Entry]:
 
 
 def _pytorch_cpu(engine: Entry) -> Entry:
-    from mssts.kernels import library
-
     name, found = "PyTorch, CPU", library("cpu")
     path = None if found.path is None else str(found.path)
     if found.reason:
@@ -160,8 +155,6 @@ def _pytorch_cpu(engine: Entry) -> Entry:
 
 
 def _pytorch_cuda(engine: Entry) -> Entry:
-    from mssts.kernels import library
-
     name, found = "PyTorch, CUDA", library("cuda")
     path = None if found.path is None else str(found.path)
     facts: dict[str, Any] = {}
@@ -179,8 +172,6 @@ def _pytorch_cuda(engine: Entry) -> Entry:
 
 
 def _onnx_runtime(engine: Entry) -> list[Entry]:
-    from mssts.kernels import library
-
     names = ("ONNX Runtime, CPU", "ONNX Runtime, CUDA")
     found = library("onnxruntime")
     path = None if found.path is None else str(found.path)
@@ -222,8 +213,6 @@ def _registered(path: str) -> tuple[dict[str, Any], str]:
 
 
 def _openvino(engine: Entry) -> Entry:
-    from mssts.kernels import library
-
     name, found = "OpenVINO, CPU", library("openvino")
     path = None if found.path is None else str(found.path)
     if found.reason or not engine.active:
@@ -240,8 +229,6 @@ def _openvino(engine: Entry) -> Entry:
 
 
 def _tensorrt(engine: Entry) -> Entry:
-    from mssts.kernels import library
-
     name, found = "TensorRT", library("tensorrt")
     path = None if found.path is None else str(found.path)
     if found.reason or not engine.active:
@@ -269,24 +256,6 @@ def _text(function: Any) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------- machine
-
-
-def _gpus() -> tuple[list[dict[str, str]], str]:
-    """The NVIDIA GPUs as the driver's own tool lists them, and why there are none."""
-    keys = ("name", "memory.total", "driver_version", "compute_cap")
-    command = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except FileNotFoundError:
-        return [], "none found (no nvidia-smi, which NVIDIA's driver brings)"
-    except (OSError, subprocess.SubprocessError) as error:
-        return [], f"none found (nvidia-smi: {first_line(error)})"
-    if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
-        return [], f"none found (nvidia-smi: {lines[0]})"
-    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-    names = ("name", "memory", "driver", "compute_capability")
-    return [dict(zip(names, row, strict=False)) for row in rows], "none found"
 
 
 def _gpu_text(gpu: dict[str, str]) -> str:

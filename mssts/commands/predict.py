@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mssts.artefact import Kind
+from mssts.runners import AUTO, runner_help
+
 if TYPE_CHECKING:
     from mssts.prediction.predictor import PredictReport
 
@@ -21,12 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--model", type=Path, metavar="PATH", help="an exported model's file or folder, or a checkpoint"
     )
-    parser.add_argument(
-        "--runner",
-        default="auto",
-        help="of an ONNX file: auto, onnxruntime, onnxruntime-cuda, openvino; of a checkpoint: pytorch, "
-        "pytorch-compiled (default %(default)s)",
-    )
+    parser.add_argument("--runner", default=AUTO, help=runner_help(Kind.ONNX, Kind.CHECKPOINT))
     parser.add_argument("--out", type=Path, default=Path("runs/predict"), metavar="DIR", help="default %(default)s")
     parser.add_argument(
         "--score-threshold", type=float, default=0.3, metavar="S", help="of what is drawn (default %(default)s)"

@@ -7,8 +7,13 @@ import signal
 import sys
 from pathlib import Path
 
+from mssts.artefact import Kind
+from mssts.errors import MsstsError
+from mssts.manifest import FixedShape
+from mssts.runners import AUTO, runner_help
+from mssts.serving import LOOPBACK
+
 HELP = "serve an exported engine with Triton"
-_LOOPBACK = "127.0.0.1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name in ("grpc", "http", "metrics"):
         parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help="a free one by default")
-    parser.add_argument("--host", default=_LOOPBACK, metavar="ADDRESS", help="where to listen (default: %(default)s)")
+    parser.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="where to listen (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="cores for the engine (default: all)")
-    parser.add_argument(
-        "--runner", default="auto",
-        help="of an ONNX file: auto, onnxruntime, onnxruntime-cuda, openvino (default: %(default)s)",
-    )  # fmt: skip
+    parser.add_argument("--runner", default=AUTO, help=runner_help(Kind.ONNX))
     parser.add_argument(
         "--warm", metavar="BxTxHxW", help="run this input shape once before the server is ready, as 1x5x360x640"
     )
@@ -32,8 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mssts.errors import MsstsError
-    from mssts.manifest import FixedShape
     from mssts.serving.repository import model_repository
     from mssts.serving.server import TritonServer
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Not every parent leaves SIGINT to us: a shell ignores it for its background jobs.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    if arguments.host != _LOOPBACK:
+    if arguments.host != LOOPBACK:
         print(f"warning: anyone who reaches {arguments.host} can use this server", file=sys.stderr)
     try:
         with (

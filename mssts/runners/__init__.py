@@ -1,132 +1,181 @@
-"""The engines, alike to whatever feeds them: see `mssts.runners.base.Runner`."""
+"""Inference engines behind one interface: see `mssts.runners.base.Runner`.
+
+`RUNNERS` is the one list of them. Nothing heavy is imported here: which library is installed depends on the machine.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mssts.artefact import Artefact, Kind
 from mssts.errors import MsstsError
 from mssts.kernels import library
-from mssts.manifest import FILE_NAME, Manifest
-from mssts.runners.base import Runner
-from mssts.runners.fixed_shape import FixedShapeRunner
+from mssts.manifest import Manifest
 
 if TYPE_CHECKING:
-    from mssts.runners.torch_runner import TorchRunner
+    from mssts.runners.base import Runner
 
-_CHECKPOINT_SUFFIXES = frozenset({".safetensors", ".pth"})
-# Who runs which kind of file. "auto" takes for an ONNX file ONNX Runtime's GPU provider where it works, then OpenVINO
-# where it is installed and has our kernels, the faster of the two on the one processor that they were compared on
-# (`mssts bench fps`), and else ONNX Runtime.
-_ONNX = ("onnxruntime", "onnxruntime-cuda", "openvino")
-_CHECKPOINT = ("pytorch", "pytorch-compiled")
-_PLAN = ("tensorrt",)
-RUNNERS = ("auto", *_ONNX, *_CHECKPOINT, *_PLAN)
+AUTO = "auto"
 
 
-def is_checkpoint(path: Path | str) -> bool:
-    """Whether a path names a checkpoint, ours or a released one, rather than an exported engine."""
-    return Path(path).suffix in _CHECKPOINT_SUFFIXES
+@dataclass(frozen=True)
+class RunnerEntry:
+    """A runner of the table.
 
-
-def model_path(path: Path | str) -> Path:
-    """The engine's file: `path` itself, or the artefact that the manifest in the folder `path` names.
-
-    Raises:
-        MsstsError: there is no such file, or the folder's manifest is missing or broken.
+    Attributes:
+        kind: what it takes.
+        package: the Python package that it needs.
+        load: takes an artefact and a number of threads, all that this process may use if None; `pytorch` has the
+            further options of `mssts.runners.torch_runner.TorchRunner`.
     """
-    path = Path(path)
-    return path / Manifest.read(path).artefact if path.is_dir() else path
+
+    kind: Kind
+    package: str
+    load: Callable[..., Runner]
 
 
-def load_runner(path: Path | str, threads: int | None = None, runner: str = "auto") -> Runner:
-    """Loads the engine of a file, or of a folder with a manifest, with a runner of its kind.
+def _onnxruntime(artefact: Artefact, threads: int | None) -> Runner:
+    from mssts.runners.onnx_runtime import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(artefact, threads)
+
+
+def _onnxruntime_cuda(artefact: Artefact, threads: int | None) -> Runner:
+    from mssts.runners.onnx_runtime import CUDA, OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner(artefact, threads, CUDA)
+
+
+def _openvino(artefact: Artefact, threads: int | None) -> Runner:
+    from mssts.runners.openvino_runner import OpenVinoRunner
+
+    return OpenVinoRunner(artefact, threads)
+
+
+def _pytorch(artefact: Artefact, threads: int | None, **options: Any) -> Runner:
+    try:
+        from mssts.runners.torch_runner import TorchRunner
+    except ImportError:
+        raise MsstsError(
+            f"{artefact.path}: a checkpoint needs PyTorch: `pip install 'mssts[train]'`, or pass its export"
+        ) from None
+    return TorchRunner(artefact, threads, **options)
+
+
+def _pytorch_compiled(artefact: Artefact, threads: int | None, **options: Any) -> Runner:
+    return _pytorch(artefact, threads, compiled=True, **options)
+
+
+def _tensorrt(artefact: Artefact, threads: int | None) -> Runner:
+    from mssts.runners.tensorrt_runner import TensorRtRunner
+
+    return TensorRtRunner(artefact)
+
+
+RUNNERS = {
+    "onnxruntime": RunnerEntry(Kind.ONNX, "onnxruntime", _onnxruntime),
+    "onnxruntime-cuda": RunnerEntry(Kind.ONNX, "onnxruntime", _onnxruntime_cuda),
+    "openvino": RunnerEntry(Kind.ONNX, "openvino", _openvino),
+    "pytorch": RunnerEntry(Kind.CHECKPOINT, "torch", _pytorch),
+    "pytorch-compiled": RunnerEntry(Kind.CHECKPOINT, "torch", _pytorch_compiled),
+    "tensorrt": RunnerEntry(Kind.PLAN, "tensorrt", _tensorrt),
+}
+
+
+def runners_of(kind: Kind) -> list[str]:
+    """Names of the runners that take a kind of file; `auto` takes the first where there is no more to choose by."""
+    return [name for name, entry in RUNNERS.items() if entry.kind is kind]
+
+
+def runner_help(*kinds: Kind) -> str:
+    """The help of a command's `--runner` for kinds of files."""
+    choices = "; ".join(f"for {kind.value} {', '.join(runners_of(kind))}" for kind in kinds)
+    return f"{AUTO}; {choices} (default: %(default)s)"
+
+
+def check_runner(name: str) -> None:
+    """Raises MsstsError unless it is `auto` or the name of a runner."""
+    if name != AUTO and name not in RUNNERS:
+        raise MsstsError(f"unknown runner {name!r}; expected one of: {', '.join((AUTO, *RUNNERS))}")
+
+
+def load_runner(model: Artefact | Path | str, threads: int | None = None, runner: str = AUTO) -> Runner:
+    """Loads a model with a runner of its kind.
 
     Args:
-        path: the file or the folder.
+        model: as `mssts.artefact.Artefact.open` takes it.
         threads: cores one inference uses; all this process may use if None.
-        runner: one of `RUNNERS`, which must be of the file's kind.
+        runner: `auto` or one of `RUNNERS`, which must be of the model's kind.
 
     Raises:
-        MsstsError: the engine is absent, broken or of a kind that the runner does not take, or the runner is not here.
+        MsstsError: the model is absent, broken or of a kind that the runner does not take; the runner's library is not
+            installed, or cannot be used here.
     """
-    file = model_path(path)
-    runner = _fitting(file, runner)
-    if runner in _CHECKPOINT:
-        return _torch_runner(file, threads, runner)
-    loaded = _engine_runner(file, threads, runner)
-    shape = Manifest.read(file).shape if (file.parent / FILE_NAME).exists() else None
-    return loaded if shape is None else FixedShapeRunner(loaded, shape, file)
-
-
-def _fitting(file: Path, runner: str) -> str:
-    """The runner that is meant for a file: itself, or what "auto" stands for."""
-    if runner not in RUNNERS:
-        raise MsstsError(f"unknown runner {runner!r}; expected one of: {', '.join(RUNNERS)}")
-    possible: tuple[str, ...]
-    if is_checkpoint(file):
-        kind, possible = "a checkpoint", _CHECKPOINT
-    elif file.suffix == ".onnx":
-        kind, possible = "an ONNX file", _ONNX
-    elif file.suffix == ".plan":
-        kind, possible = "a TensorRT plan", _PLAN
-    else:
-        kind = file.suffix or "file without a suffix"
+    check_runner(runner)
+    artefact = Artefact.open(model)
+    possible = runners_of(artefact.kind)
+    if runner not in (AUTO, *possible):
         raise MsstsError(
-            f"{file}: no runner takes a {kind}; expected a .onnx, a .plan, or a checkpoint as .safetensors or .pth"
+            f"{artefact.path}: {artefact.kind.value}, which {runner} does not run; expected one of: {AUTO}, "
+            f"{', '.join(possible)}"
         )
-    if runner == "auto":
-        return "auto" if possible == _ONNX else possible[0]
-    if runner not in possible:
-        raise MsstsError(f"{file}: {kind}, which {runner} does not run; expected one of: auto, {', '.join(possible)}")
-    return runner
+    loaded = _load_best(artefact, threads) if runner == AUTO else RUNNERS[runner].load(artefact, threads)
+    shape = artefact.manifest.shape if artefact.manifest else None
+    if shape is None:
+        return loaded
+    from mssts.runners.fixed_shape import FixedShapeRunner
+
+    return FixedShapeRunner(loaded, shape, artefact.path)
 
 
-def _engine_runner(file: Path, threads: int | None, runner: str) -> Runner:
-    # Imported here: which engine's library is installed depends on the machine.
-    if runner == "auto":
-        if _has_cuda_provider():
-            with contextlib.suppress(MsstsError):  # no GPU, or not the CUDA that this ONNX Runtime was built for
-                return _engine_runner(file, threads, "onnxruntime-cuda")
-        runner = "openvino" if _prefers_openvino(file) else "onnxruntime"
-    if runner == "tensorrt":
-        from mssts.runners.tensorrt_runner import TensorRtRunner
-
-        return TensorRtRunner(file)
-    if runner == "openvino":
-        from mssts.runners.openvino_runner import OpenVinoRunner
-
-        return OpenVinoRunner(file, threads)
-    from mssts.runners.onnx_runtime import CPU, CUDA, OnnxRuntimeRunner
-
-    return OnnxRuntimeRunner(file, threads, CUDA if runner == "onnxruntime-cuda" else CPU)
-
-
-def load_engine(path: Path | str, threads: int | None = None, runner: str = "auto") -> tuple[Runner, Manifest]:
-    """As `load_runner`, with the engine's manifest: the file beside it, or what a checkpoint says of itself.
+def load_engine(
+    model: Artefact | Path | str, threads: int | None = None, runner: str = AUTO
+) -> tuple[Runner, Manifest]:
+    """As `load_runner`, with the model's manifest: the file beside it, or what a checkpoint says of itself.
 
     Raises:
-        MsstsError: as `load_runner`, or the manifest is missing or broken.
+        MsstsError: as `load_runner`, or there is no manifest that names the file.
     """
-    loaded = load_runner(path, threads, runner)
-    manifest = getattr(loaded, "manifest", None)  # a checkpoint's, which has no file of it
-    return loaded, manifest or Manifest.read(path)
+    artefact = Artefact.open(model)
+    if artefact.kind is not Kind.CHECKPOINT:
+        manifest = artefact.described()  # before the seconds that loading takes
+        return load_runner(artefact, threads, runner), manifest
+    loaded: Any = load_runner(artefact, threads, runner)
+    return loaded, loaded.manifest
 
 
-def best_precision() -> tuple[str, str]:
-    """The precision of an export that this machine's processor runs fastest, and why: bf16 where it has instructions
-    for that and OpenVINO with our kernels to use them, else fp32 (`mssts bench fps`)."""
+def _load_best(artefact: Artefact, threads: int | None) -> Runner:
+    """What `auto` stands for.
+
+    For an ONNX file that is the runner it was made for, where that can run here, else ONNX Runtime's GPU provider where
+    it works, then OpenVINO where it is installed and has our kernels, the faster of the two on the one processor that
+    they were compared on (`mssts bench fps`), and else ONNX Runtime.
+    """
+    possible = runners_of(artefact.kind)
+    if artefact.kind is not Kind.ONNX:
+        return RUNNERS[possible[0]].load(artefact, threads)
+    meant = artefact.manifest.runner if artefact.manifest else AUTO
+    if meant == "openvino" and not _has_openvino(artefact):
+        meant = AUTO
+    if meant in possible:
+        return RUNNERS[meant].load(artefact, threads)
+    if _has_cuda_provider():
+        with contextlib.suppress(MsstsError):  # no GPU, or not the CUDA that this ONNX Runtime was built for
+            return RUNNERS["onnxruntime-cuda"].load(artefact, threads)
+    return RUNNERS["openvino" if _has_openvino(artefact) else "onnxruntime"].load(artefact, threads)
+
+
+def _has_openvino(artefact: Artefact) -> bool:
+    """Whether OpenVINO is installed, and has our kernels or is the only runtime for the file's precision."""
     if importlib.util.find_spec("openvino") is None:
-        return "fp32", "OpenVINO, which runs bf16 on a processor, is not installed"
-    if library("openvino").reason:
-        return "fp32", f"OpenVINO has no kernels of ours: {library('openvino').reason}"
-    from mssts.runners.openvino_runner import has_bf16
-
-    if not has_bf16():
-        return "fp32", "this processor has no instructions for bf16"
-    return "bf16", "this processor has instructions for bf16, and OpenVINO has our kernels"
+        return False
+    precision = artefact.manifest.precision if artefact.manifest else ""
+    return not library("openvino").reason or precision == "bf16"
 
 
 def _has_cuda_provider() -> bool:
@@ -138,22 +187,18 @@ def _has_cuda_provider() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-def _prefers_openvino(file: Path) -> bool:
-    """Whether OpenVINO shall run a file: it is installed, and has our kernels or is alone in knowing the precision; and
-    the file was not quantised for ONNX Runtime."""
+def best_precision() -> tuple[str, str]:
+    """The precision of an export that this machine's processor runs fastest, and why.
+
+    That is bf16 where the processor has instructions for it and OpenVINO has our kernels to use them, else fp32
+    (`mssts bench fps`).
+    """
     if importlib.util.find_spec("openvino") is None:
-        return False
-    manifest = Manifest.read(file) if (file.parent / FILE_NAME).exists() else None
-    if manifest is not None and manifest.provenance.get("quantization", {}).get("target") == "cpu-onnxruntime":
-        return False
-    return not library("openvino").reason or (manifest is not None and manifest.precision == "bf16")
+        return "fp32", "OpenVINO, which runs bf16 on a processor, is not installed"
+    if library("openvino").reason:
+        return "fp32", f"OpenVINO has no kernels of ours: {library('openvino').reason}"
+    from mssts.runners.openvino_runner import has_bf16
 
-
-def _torch_runner(checkpoint: Path, threads: int | None, runner: str) -> TorchRunner:
-    try:
-        from mssts.runners.torch_runner import TorchRunner
-    except ImportError:
-        raise MsstsError(
-            f"{checkpoint}: a checkpoint needs PyTorch: `pip install 'mssts[train]'`, or pass its export"
-        ) from None
-    return TorchRunner(checkpoint, threads, compiled=runner == "pytorch-compiled")
+    if not has_bf16():
+        return "fp32", "this processor has no instructions for bf16"
+    return "bf16", "this processor has instructions for bf16, and OpenVINO has our kernels"

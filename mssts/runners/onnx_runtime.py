@@ -14,15 +14,16 @@ import onnxruntime
 
 from mssts import contract
 from mssts import kernels as built
+from mssts.artefact import Artefact
 from mssts.errors import MsstsError, first_line
 from mssts.machine import cpu_count, return_freed_memory
-from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput, Runner
+from mssts.runners.contract_check import check_contract
 from mssts.runners.device_buffers import DeviceBuffers
 
 CPU = ("CPUExecutionProvider",)
 CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
-_ERRORS_ONLY = 3  # ONNX Runtime's log levels; its warnings are about the graph, not for the user
+_ERRORS_ONLY = 3  # of ONNX Runtime's log levels
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class OnnxRuntimeRunner(Runner):
     """A loaded `model.onnx`, as `mssts.runners.base.Runner`. Threads may share it.
 
     Args:
-        model_path: the file. If a manifest lies beside it and names it, its hash is checked.
+        model: as `Artefact.open` takes it: unchanged, where a manifest names it.
         threads: cores one inference uses; all this process may use if None.
         providers: ONNX Runtime's execution providers, best first; the CPU alone if None. Where the first is CUDA, the
             inputs have buffers on the GPU that are kept for each shape.
@@ -53,15 +54,15 @@ class OnnxRuntimeRunner(Runner):
 
     def __init__(
         self,
-        model_path: Path | str,
+        model: Artefact | Path | str,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         kernels: bool | None = None,
     ) -> None:
-        self._path = Path(model_path)
+        artefact = Artefact.open(model)
+        self._path = artefact.path
         self._threads = threads or cpu_count()
-        manifest = check_unchanged(self._path)
-        self._precision = manifest.precision if manifest else "unknown"
+        self._precision = artefact.manifest.precision if artefact.manifest else "unknown"
         wanted = list(providers or CPU)
         missing = set(wanted) - set(onnxruntime.get_available_providers())
         if missing:
@@ -111,11 +112,9 @@ class OnnxRuntimeRunner(Runner):
         return session, _Kernels(names, isa, "" if names else "the file has no nodes of ours")
 
     def _options(self) -> onnxruntime.SessionOptions:
-        options = onnxruntime.SessionOptions()
+        options = session_options(self._threads)
         if self._precision == "fp8":  # ONNX Runtime 1.31 optimises such graphs into wrong ones
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = _ERRORS_ONLY
         # On a processor neither saves time that could be measured, and both take memory: a plan is a block for each
         # shape that was seen, beside what its first inference took; a buffer that is reused is kept in between.
         options.enable_mem_pattern = options.enable_mem_reuse = self._device != "cpu"
@@ -155,6 +154,14 @@ class OnnxRuntimeRunner(Runner):
     def close(self) -> None:
         """Frees the session; the runner cannot be used afterwards."""
         del self._session, self._buffers
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options of a session that logs errors alone: warnings are about the graph, not for the user."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ERRORS_ONLY
+    return options
 
 
 def _configured(providers: Sequence[str]) -> list[tuple[str, dict[str, str]]]:

@@ -13,10 +13,11 @@ import numpy as np
 
 from mssts import contract
 from mssts import kernels as built
+from mssts.artefact import Artefact
 from mssts.errors import MsstsError
 from mssts.machine import cpu_count, return_freed_memory
-from mssts.runners.artefact import check_contract, check_unchanged
 from mssts.runners.base import EngineOutput, Runner
+from mssts.runners.contract_check import check_contract
 from mssts.runners.onnx_weights import MappedWeights
 
 try:
@@ -39,7 +40,7 @@ class OpenVinoRunner(Runner):
     seconds longer. The file is mapped while the runner lives: replace it by another, but do not write into it.
 
     Args:
-        model_path: the file. If a manifest lies beside it and names it, its hash is checked.
+        model: as `Artefact.open` takes it: unchanged, where a manifest names it.
         threads: cores one inference uses; all this process may use if None.
         precision: None: as it is written in the file. "bf16" runs a file in fp32 with almost everything in bf16,
             references and boxes included, which a file that was exported in bf16 keeps in fp32.
@@ -53,14 +54,14 @@ class OpenVinoRunner(Runner):
 
     def __init__(
         self,
-        model_path: Path | str,
+        model: Artefact | Path | str,
         threads: int | None = None,
         precision: str | None = None,
         kernels: bool | None = None,
     ) -> None:
-        self._path = Path(model_path)
-        manifest = check_unchanged(self._path)
-        written = manifest.precision if manifest else "unknown"
+        artefact = Artefact.open(model)
+        self._path = artefact.path
+        written = artefact.manifest.precision if artefact.manifest else "unknown"
         if precision not in (None, *PRECISIONS):
             raise MsstsError(f"OpenVINO runs in {' or '.join(PRECISIONS)} here; got {precision!r}")
         if precision == "fp32" and written not in ("fp32", "unknown"):
@@ -81,10 +82,10 @@ class OpenVinoRunner(Runner):
         self._reason = "switched off" if kernels is False else self._use_kernels()
         if kernels and self._reason:
             raise MsstsError(f"{self._path}: cannot be loaded with our kernels: {self._reason}")
-        model = self._read()
-        check_contract(self._path, "input", map(_signature, model.inputs), contract.ENGINE_INPUTS)
-        check_contract(self._path, "output", map(_signature, model.outputs), contract.ENGINE_OUTPUTS)
-        self._kernels = sorted({op.get_type_name() for op in model.get_ops()} & _OPS)
+        graph = self._read()
+        check_contract(self._path, "input", map(_signature, graph.inputs), contract.ENGINE_INPUTS)
+        check_contract(self._path, "output", map(_signature, graph.outputs), contract.ENGINE_OUTPUTS)
+        self._kernels = sorted({op.get_type_name() for op in graph.get_ops()} & _OPS)
         self._weights = MappedWeights(self._path)
         self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
         self._lock = threading.Lock()

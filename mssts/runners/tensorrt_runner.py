@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from mssts import contract
+from mssts.artefact import Artefact
 from mssts.errors import MsstsError
-from mssts.files import sha256
-from mssts.manifest import FILE_NAME, Manifest
 from mssts.runners.base import EngineOutput, Runner
 from mssts.runners.tensorrt_library import first_gpu, load_plugins, message_log, tensorrt_module
 
@@ -39,7 +38,7 @@ class TensorRtRunner(Runner):
     """A loaded plan, as `mssts.runners.base.Runner`. Threads may share it; they take turns.
 
     Args:
-        plan_path: the file; its manifest lies beside it.
+        plan: as `Artefact.open` takes it; its manifest lies beside it.
         cuda_graphs: whether an inference is recorded once a shape and replayed, which saves the CPU's share of it.
 
     Raises:
@@ -47,10 +46,12 @@ class TensorRtRunner(Runner):
             GPU is not what the plan needs; CUDA cannot be used.
     """
 
-    def __init__(self, plan_path: Path | str, cuda_graphs: bool = True) -> None:
-        self._path = Path(plan_path)
-        self._manifest = _check_plan(self._path)
-        built = self._manifest.provenance["engine"]
+    def __init__(self, plan: Artefact | Path | str, cuda_graphs: bool = True) -> None:
+        artefact = Artefact.open(plan)
+        self._path, self._manifest = artefact.path, artefact.described()
+        built = self._manifest.provenance.get("engine")
+        if not isinstance(built, dict):
+            raise MsstsError(f"{self._path}: its manifest does not say how it was built; build it again")
         self._trt = tensorrt_module(built["target"])
         _check_machine(self._path, built, self._trt)
         self._cuda, self._runtime_api = _cuda_modules(self._path)
@@ -70,11 +71,6 @@ class TensorRtRunner(Runner):
             self._engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
         if self._engine is None:
             raise MsstsError(f"{self._path}: TensorRT cannot load it; build it again here ({self._log.last()})")
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the plan's manifest says."""
-        return self._manifest
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
         """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
@@ -208,27 +204,6 @@ class _Pushed:
 
     def __exit__(self, *_: object) -> None:
         self._context.pop()
-
-
-def _check_plan(path: Path) -> Manifest:
-    """The manifest of an unchanged plan."""
-    if not path.is_file():
-        raise MsstsError(f"{path}: no such file; expected the model.plan that `mssts build-engine` writes")
-    if not (path.parent / FILE_NAME).is_file():
-        raise MsstsError(f"{path}: no {FILE_NAME} beside it, so nothing tells what it is; build it again")
-    manifest = Manifest.read(path)
-    built = manifest.provenance.get("engine")
-    if manifest.artefact != path.name or not isinstance(built, dict):
-        raise MsstsError(f"{path}: {FILE_NAME} beside it describes {manifest.artefact}; keep a plan with its own")
-    size = path.stat().st_size
-    if size < built["bytes"]:
-        raise MsstsError(f"{path}: truncated: {size} of {built['bytes']} bytes; copy it again, or build it again")
-    if sha256(path) != manifest.artefact_sha256:
-        raise MsstsError(
-            f"{path}: not the file that {FILE_NAME} describes (its SHA-256 differs), so it is unverified; build "
-            "it again"
-        )
-    return manifest
 
 
 def _check_machine(path: Path, built: dict[str, Any], trt: Any) -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from mssts.artefact import Artefact
 from mssts.errors import MsstsError, first_line
 from mssts.kernels import library
 from mssts.machine import cpu_count
 from mssts.manifest import Manifest
-from mssts.model.checkpoint import load_checkpoint
-from mssts.model.deployment import deployed
+from mssts.model.checkpoint import Checkpoint, load_checkpoint
+from mssts.model.deployment import PRECISIONS, deployed
 from mssts.model.engine import Engine
 from mssts.ops import why_no_kernel
 from mssts.runners.base import EngineOutput, Runner
 
+_TF32 = "tf32"
+
 
 class TorchRunner(Runner):
-    """A checkpoint as `mssts.runners.base.Runner`, in fp32: what its export computes.
+    """A checkpoint as `mssts.runners.base.Runner`: what its export computes.
 
     Args:
         checkpoint: one of `mssts train` (.safetensors), or of the released code (.pth).
@@ -29,32 +35,50 @@ class TorchRunner(Runner):
         device: as PyTorch names it; if None, a GPU if there is one.
         compiled: whether `torch.compile` makes one program of the model, with norms folded into convolutions. It does
             so for each new input shape, in a minute or more, and needs a C++ compiler (on a GPU, Triton).
+        precision: fp32, fp16, bf16, or tf32, which is of a GPU's matrix products in fp32; the model is as an export in
+            that precision has it, with norms folded. If None, fp32 and as it was trained.
+        channels_last: whether the weights of convolutions are stored channels last.
 
     Raises:
-        MsstsError: the checkpoint is absent or broken; PyTorch has no such device.
+        MsstsError: the checkpoint is absent or broken; PyTorch has no such device; there is no such precision.
     """
 
     def __init__(
-        self, checkpoint: Path | str, threads: int | None = None, device: str | None = None, compiled: bool = False
+        self,
+        checkpoint: Artefact | Path | str,
+        threads: int | None = None,
+        device: str | None = None,
+        compiled: bool = False,
+        precision: str | None = None,
+        channels_last: bool = False,
     ) -> None:
-        self._path = Path(checkpoint)
+        self._path = Artefact.open(checkpoint).path
+        if precision not in (None, _TF32, *PRECISIONS):
+            raise MsstsError(f"unknown precision {precision!r}; expected one of: {', '.join((*PRECISIONS, _TF32))}")
+        self._precision, self._folded = precision or "fp32", compiled or precision is not None
         loaded = load_checkpoint(self._path)
         self._manifest = loaded.manifest(self._path)
+        self._switches = loaded.preset.model.switches
         # torchrun numbers the processes of a node: they share its cores, and each takes a GPU of its own.
         self._threads = threads or max(cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
-        torch.set_num_threads(self._threads)
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         name = device or (gpu if torch.cuda.is_available() else "cpu")
         try:
             self._device = torch.device(name)
-            engine = Engine(loaded.build(), self._manifest.top_k).eval()
-            self._switches = engine.model.config.switches
-            engine = deployed(engine, "fp32") if compiled else engine
-            self._engine = engine.to(self._device)
+            self._engine = self._build(loaded).eval().to(self._device)
         except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without CUDA
             raise MsstsError(f"PyTorch cannot use the device {name!r}: {first_line(error)}") from None
+        if channels_last:
+            for module in self._engine.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compiled = compiled
         self._run = torch.compile(self._engine, dynamic=False) if compiled else self._engine
+
+    def _build(self, loaded: Checkpoint) -> nn.Module:
+        """The module that runs, on the processor: frames and sizes in, `mssts.contract.ENGINE_OUTPUTS` out."""
+        engine = Engine(loaded.build(), self._manifest.top_k)
+        return deployed(engine, "fp32" if self._precision == _TF32 else self._precision) if self._folded else engine
 
     @property
     def manifest(self) -> Manifest:
@@ -68,10 +92,11 @@ class TorchRunner(Runner):
         Raises:
             MsstsError: PyTorch failed, as where memory does not suffice; the message holds its reason.
         """
+        torch.set_num_threads(self._threads)  # each time: another runner of this process may have another number
         try:
             # Copies, as PyTorch takes neither read-only arrays nor reversed ones.
             frames, sizes = (torch.from_numpy(array.copy("C")).to(self._device) for array in (frames_BTHWC, sizes_B2))
-            with torch.inference_mode():
+            with torch.inference_mode(), _tf32(self._device, self._precision == _TF32):
                 outputs = self._run(frames, sizes)
             return EngineOutput(*(output.cpu().numpy() for output in outputs))
         except (RuntimeError, MemoryError) as error:
@@ -90,7 +115,7 @@ class TorchRunner(Runner):
             "name": "pytorch-compiled" if self._compiled else "pytorch",
             "version": torch.__version__,
             "device": str(self._device),
-            "precision": self._manifest.precision,
+            "precision": self._precision,
             "threads": self._threads,
             "kernels": [] if reason else ops,
             "kernels_isa": isa,
@@ -100,3 +125,20 @@ class TorchRunner(Runner):
     def close(self) -> None:
         """Frees the model; the runner cannot be used afterwards."""
         del self._engine, self._run
+
+
+@contextlib.contextmanager
+def _tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Whether a GPU multiplies fp32 matrices in TF32, as PyTorch's convolutions would by default; fp32 means fp32."""
+    if device.type != "cuda":
+        yield
+        return
+    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = allowed
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value

@@ -10,30 +10,24 @@ from pathlib import Path
 
 import mssts
 from mssts import contract
+from mssts.artefact import Artefact, is_checkpoint
 from mssts.errors import MsstsError
-from mssts.manifest import FILE_NAME, FixedShape, Manifest
-from mssts.runners import RUNNERS, is_checkpoint, model_path
+from mssts.manifest import FixedShape
+from mssts.runners import check_runner
 from mssts.serving.installation import make_temporary_folder
 from mssts.serving.model_config import STAGES, config_pbtxt
 
 _SOURCE = Path(mssts.__file__).parent / "triton_repo"
 
 
-def _find_engine(model: Path) -> tuple[Path, Manifest]:
-    if not model.exists():
-        raise MsstsError(
-            f"{model}: no such file or folder; expected an engine, as `mssts export CKPT --out DIR` writes"
-        )
+def _find_engine(model: Path) -> Artefact:
+    """The engine, whose hashes are left to the server: it reads the file anyway."""
     if is_checkpoint(model):
         raise MsstsError(
             f"{model}: a checkpoint, and a server takes an exported engine; run `mssts export {model} --out DIR`, "
             "then serve DIR"
         )
-    manifest = Manifest.read(model)
-    path = model_path(model).resolve()
-    if not path.is_file():
-        raise MsstsError(f"{path}: missing, though {FILE_NAME} beside it names it; export the model again")
-    return path, manifest
+    return Artefact.find(model)
 
 
 def write_model_repository(
@@ -58,9 +52,9 @@ def write_model_repository(
     Raises:
         MsstsError: the engine or its manifest is missing or broken; there is no such runner.
     """
-    if runner not in RUNNERS:
-        raise MsstsError(f"unknown runner {runner!r}; expected one of: {', '.join(RUNNERS)}")
-    path, manifest = _find_engine(Path(model))
+    check_runner(runner)
+    engine = _find_engine(Path(model))
+    manifest = engine.described()
     if not _SOURCE.is_dir():
         raise MsstsError(f"{_SOURCE}: missing; install the project from its checkout with `pip install -e .`")
     parameters = {"manifest": json.dumps(manifest.to_json(), separators=(",", ":"))}
@@ -74,7 +68,7 @@ def write_model_repository(
         shutil.copyfile(_SOURCE / name / "1" / "model.py", destination / name / "1" / "model.py")
     # An ensemble has nothing in its version folder, but Triton wants one, and git keeps no empty folder.
     (destination / contract.ENSEMBLE / "1").mkdir(parents=True)
-    (destination / "engine" / "1" / manifest.artefact).symlink_to(path)
+    (destination / "engine" / "1" / manifest.artefact).symlink_to(engine.path.resolve())
     for name, of_model in (
         ("preprocess", parameters),
         ("engine", engine_parameters),

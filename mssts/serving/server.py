@@ -20,10 +20,10 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from mssts.errors import MsstsError
+from mssts.serving import LOOPBACK
 from mssts.serving.installation import find_tritonserver, is_one_word, link_runtime, make_temporary_folder
 from mssts.serving.log import failure_reason
 
-LOOPBACK = "127.0.0.1"
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.05
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.clips import clip
 
 from mssts.bench.fps import engines as fps_engines
-from mssts.bench.fps.command import Setting, _summary, measure
-from mssts.bench.fps.engines import Candidate, clip, difference, saved_random_checkpoint, why_refused
+from mssts.bench.fps.command import _summary, measure
+from mssts.bench.fps.engines import Candidate, Setting, saved_random_checkpoint
 from mssts.bench.fps.memory import peak_memory_mb
 from mssts.bench.fps.released import ReleasedEngine
 from mssts.cli import main
@@ -19,7 +20,6 @@ from mssts.errors import MsstsError
 from mssts.model.config import BASELINE, preset
 from mssts.model.engine import Engine
 from mssts.model.mssts_vis import MSSTSVIS
-from mssts.runners.base import EngineOutput
 
 SIZE, FRAMES = (64, 96), 2
 
@@ -151,31 +151,6 @@ def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoi
     (refused,) = report["not_measured"]
     assert refused["refused"]
     assert "masks differ" in refused["reason"]
-
-
-def answer(seed: int = 0) -> EngineOutput:
-    rng = np.random.default_rng(seed)
-    return EngineOutput(
-        scores=-np.sort(-rng.random((1, 4), np.float32)),
-        labels=np.arange(4, dtype=np.int32)[None],
-        boxes=rng.random((1, 4, 2, 4), np.float32),
-        mask_logits=rng.normal(size=(1, 4, 2, 8, 8)).astype(np.float32),
-    )
-
-
-def test_another_order_of_the_same_instances_is_no_difference():
-    reference = answer()
-    order = [1, 0, 3, 2]
-    shuffled = EngineOutput(*(getattr(reference, name)[:, order] for name in vars(reference)))
-    found = difference(reference, shuffled)
-    assert found == {"compared": 1.0, "scores": 0.0, "boxes": 0.0, "masks": 0.0}
-    assert why_refused(found, "fp32") == ""
-
-
-def test_other_instances_and_nan_are_refused():
-    reference = answer()
-    assert "0%" in why_refused(difference(reference, replace(reference, labels=reference.labels + 9)), "bf16")
-    assert why_refused(difference(reference, replace(reference, mask_logits=reference.mask_logits * np.nan)), "bf16")
 
 
 def test_percentiles_lie_between_the_values():

@@ -106,4 +106,4 @@ def test_what_is_broken_is_said_in_one_line(tmp_path):
     assert "no such file" in refusal(tmp_path / "none.onnx")
     other = tmp_path / "notes.txt"
     other.write_text("text")
-    assert "expected .onnx, .plan, .safetensors or .pth" in refusal(other)
+    assert "expected a .onnx, a .plan, or a checkpoint as .safetensors or .pth" in refusal(other)

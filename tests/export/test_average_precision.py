@@ -21,7 +21,7 @@ from mssts.cli import main
 from mssts.data.moving_shapes import CATEGORIES as SHAPES
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.errors import CheckFailed, MsstsError
-from mssts.export.average_precision import NOT_MEASURED, ApGate, Contender, ap_lines
+from mssts.export.average_precision import NOT_MEASURED, ApGate, Scored, ap_lines
 from mssts.export.existing import existing_export
 from mssts.export.options import ExportOptions
 from mssts.files import sha256
@@ -75,7 +75,7 @@ def wrong(right, tmp_path_factory) -> Path:
 
 
 def test_the_ap_of_both_is_stored_and_shown(right, rectangles):
-    checks, ran = ApGate(rectangles).measure(Contender("onnx", right), Contender("plan", right, "onnxruntime"), "")
+    checks, ran = ApGate(rectangles).measure(Scored("onnx", right), Scored("plan", right, "onnxruntime"), "")
     assert checks["ap"]["onnx"] == pytest.approx(checks["ap"]["plan"]) and checks["ap"]["onnx"] > 0.5
     assert checks["ap_data"] == "instances.json" and checks["ap_max_drop"] == 0.005
     assert ran[1]["name"] == "onnxruntime" and checks["ap_runners"]["plan"].startswith("onnxruntime ")
@@ -85,15 +85,15 @@ def test_the_ap_of_both_is_stored_and_shown(right, rectangles):
 
 
 def test_the_gate_closes_on_an_engine_that_finds_less(right, wrong, rectangles):
-    contenders = Contender("onnx", right), Contender("plan", wrong)
+    models = Scored("onnx", right), Scored("plan", wrong)
     with pytest.raises(CheckFailed, match=r"drops from [\d.]{5} to 0\.00, by more than 0\.5; nothing was written") as e:
-        ApGate(rectangles).measure(*contenders, "Export it in fp32")
+        ApGate(rectangles).measure(*models, "Export it in fp32")
     assert str(e.value).endswith("Export it in fp32, or allow it with --max-ap-drop")
     assert "\n" not in str(e.value)
-    checks, _ = ApGate(rectangles, max_drop=1).measure(*contenders, "")
+    checks, _ = ApGate(rectangles, max_drop=1).measure(*models, "")
     assert "0.00 in plan; difference -" in ap_lines(checks)[0] and "(≥ -100)" in ap_lines(checks)[0]
     # More than before is no drop; and where there was nothing, the figures say that they tell nothing.
-    checks, _ = ApGate(rectangles, max_drop=0).measure(*reversed(contenders), "")
+    checks, _ = ApGate(rectangles, max_drop=0).measure(*reversed(models), "")
     assert "tell nothing" in ap_lines(checks)[1]
 
 
@@ -143,15 +143,15 @@ def test_a_precision_that_nothing_runs_here_is_no_failure(right, rectangles, tmp
     for precision in ("bf16", "fp32"):
         shutil.copytree(right, tmp_path / precision)
         replace(Manifest.read(right), precision=precision).write(tmp_path / precision)
-    bf16, fp32 = (Contender("onnx", tmp_path / precision) for precision in ("bf16", "fp32"))
-    checks, ran = ApGate(rectangles).measure(Contender("pytorch", right), bf16, "")
+    bf16, fp32 = (Scored("onnx", tmp_path / precision) for precision in ("bf16", "fp32"))
+    checks, ran = ApGate(rectangles).measure(Scored("pytorch", right), bf16, "")
     assert "ap" not in checks and ran == []
     (line,) = ap_lines(checks)
     assert line == (
         f"AP on instances.json: {NOT_MEASURED}: no runner here takes bf16 (model.onnx: ONNX Runtime cannot load it)"
     )
     with pytest.raises(MsstsError, match="cannot load it"):  # what every machine runs
-        ApGate(rectangles).measure(Contender("pytorch", right), fp32, "")
+        ApGate(rectangles).measure(Scored("pytorch", right), fp32, "")
 
 
 # --- mssts export --data, without the tracing and the parity report that take long ---
@@ -219,14 +219,14 @@ def test_figures_are_stored_and_decide_what_is_reused(
 
 
 @pytest.mark.parametrize(
-    ("options", "cure"),
+    ("options", "hint"),
     [
         ([], "Score it on more videos, or"),
         (["--top-k", "10"], "Export with a higher --top-k, or"),
         (["--precision", "fp16", "--shape", "1x2x64x80"], "Export in fp32 or without --shape, or"),
     ],
 )
-def test_an_export_that_loses_ap_is_not_written(quick, shapes, tmp_path, capsys, monkeypatch, options, cure):
+def test_an_export_that_loses_ap_is_not_written(quick, shapes, tmp_path, capsys, monkeypatch, options, hint):
     monkeypatch.setattr(mssts.export.average_precision, "average_precision", fake_ap(0.5, 0.49))
     out = tmp_path / "engine"
     words = [*quick, "--data", str(shapes), "--out", str(out), *options]
@@ -234,8 +234,8 @@ def test_an_export_that_loses_ap_is_not_written(quick, shapes, tmp_path, capsys,
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "drops from 50.00 to 49.00, by more than 0.5; nothing was written" in error
-    assert f"{cure} allow it with --max-ap-drop" in error
-    assert list(out.iterdir()) == []
+    assert f"{hint} allow it with --max-ap-drop" in error
+    assert list(tmp_path.iterdir()) == []
     assert main([*words, "--max-ap-drop", "2"]) == 0
     assert Manifest.read(out).checks["ap_max_drop"] == 0.02
 

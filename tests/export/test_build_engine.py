@@ -14,6 +14,7 @@ onnx = pytest.importorskip("onnx")
 
 from support.contract_graph import CONVOLUTION, OUR_NODE, OUTPUTS, SHAPE, contract_graph, parity_report, write_export  # noqa: E402
 
+from mssts.artefact import Artefact  # noqa: E402
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset  # noqa: E402
 from mssts.errors import CheckFailed, MsstsError  # noqa: E402
 from mssts.export import average_precision  # noqa: E402
@@ -23,7 +24,7 @@ from mssts.export.options import ExportOptions  # noqa: E402
 from mssts.export.parity import cases, compare  # noqa: E402
 from mssts.export.tensorrt import builder as tensorrt_builder  # noqa: E402
 from mssts.export.tensorrt import command as build_command  # noqa: E402
-from mssts.export.tensorrt.builder import NOT_MEASURED, build_engine  # noqa: E402
+from mssts.export.tensorrt.builder import NOT_MEASURED, build_engine, existing_engine  # noqa: E402
 from mssts.export.tensorrt.network import check_plugins, check_precision, check_report  # noqa: E402
 from mssts.export.tensorrt.options import BuildOptions, Profile  # noqa: E402
 from mssts.export.tensorrt.parity import check_data, check_parity, fitting_cases  # noqa: E402
@@ -90,8 +91,7 @@ def export_preset(name: str, precision: str, folder):
 
 def check_preset(name: str, precision: str, tmp_path) -> None:
     source = export_preset(name, precision, tmp_path)
-    manifest, kept = build_engine(source, tmp_path / "rtx", RTX)
-    assert not kept
+    manifest = build_engine(source, tmp_path / "rtx", RTX)
     assert sorted(path.name for path in (tmp_path / "rtx").iterdir()) == ["manifest.json", "model.plan"]
     assert manifest.precision == precision and manifest.shape is None
     # Every encoder layer has at least seven matrix products, every decoder layer more.
@@ -132,19 +132,24 @@ def test_what_is_written_and_printed(rtx, export_dir, tmp_path, capsys):
     assert manifest.provenance["onnx"]["sha256"] == Manifest.read(export_dir).artefact_sha256
 
 
-def test_the_same_build_is_kept_and_another_is_made_anew(rtx, export_dir, tmp_path):
+def test_the_same_build_is_kept_on_request_and_another_is_not(rtx, export_dir, tmp_path, capsys):
     out = tmp_path / "out"
-    assert not build_engine(export_dir, out, RTX)[1]
-    assert build_engine(export_dir, out, RTX)[1]
-    assert not build_engine(export_dir, out, replace(RTX, optimization_level=1))[1]
-    assert not build_engine(export_dir, out, replace(RTX, compute_capabilities=("8.9",)))[1]
-    assert build_engine(export_dir, out, replace(RTX, compute_capabilities=("8.9",)))[1]
+    words = (export_dir, "--target", "tensorrt-rtx", "--out", out)
+    assert existing_engine(export_dir, out, RTX) is None
+    for options, verb in (((), "wrote"), (("--reuse",), "kept"), ((), "wrote")):
+        assert command(*words, *options) == 0
+        assert f"{verb} {out / 'model.plan'}" in capsys.readouterr().out
+    assert existing_engine(export_dir, out, RTX) == Manifest.read(out)
+    for other in (replace(RTX, optimization_level=1), replace(RTX, compute_capabilities=("8.9",))):
+        assert existing_engine(export_dir, out, other) is None
+    whole = (out / "model.plan").read_bytes()
     (out / "model.plan").write_bytes(b"broken")
-    assert not build_engine(export_dir, out, replace(RTX, compute_capabilities=("8.9",)))[1]
+    assert existing_engine(export_dir, out, RTX) is None
+    (out / "model.plan").write_bytes(whole)
     model = contract_graph()
     model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
     write_export(export_dir, model)
-    assert not build_engine(export_dir, out, replace(RTX, compute_capabilities=("8.9",)))[1]
+    assert existing_engine(export_dir, out, RTX) is None
 
 
 def test_an_op_that_tensorrt_lacks_is_named(rtx, tmp_path):
@@ -158,7 +163,7 @@ def test_an_op_that_tensorrt_lacks_is_named(rtx, tmp_path):
 def test_an_edited_export_is_refused(export_dir, tmp_path):
     path = export_dir / "model.onnx"
     path.write_bytes(path.read_bytes() + b"\x00")
-    with pytest.raises(MsstsError, match=r"SHA-256 differs.*export the model again") as error:
+    with pytest.raises(MsstsError, match=r"SHA-256 differs.*export it again") as error:
         build_engine(export_dir, tmp_path / "out", RTX)
     one_line(error)
     assert not (tmp_path / "out").exists()
@@ -169,15 +174,20 @@ def test_the_export_is_not_overwritten(export_dir):
         build_engine(export_dir, export_dir, RTX)
 
 
-def test_a_failed_build_leaves_nothing_half_written(rtx, export_dir, tmp_path, monkeypatch):
+def test_a_failed_build_leaves_what_was_there(rtx, export_dir, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    build_engine(export_dir, out, RTX)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
     def full_disk(*_):
         raise OSError(28, "No space left on device", "model.plan")
 
-    monkeypatch.setattr(tensorrt_builder, "sha256", full_disk)
-    monkeypatch.setattr(tensorrt_builder, "_export", lambda _: (Manifest.read(export_dir), export_dir / "model.onnx"))
-    with pytest.raises(OSError, match="No space"):
-        build_engine(export_dir, tmp_path / "out", RTX)
-    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.setattr(tensorrt_builder, "provenance", full_disk)
+    for folder in (out, tmp_path / "another"):
+        with pytest.raises(OSError, match="No space"):
+            build_engine(export_dir, folder, replace(RTX, optimization_level=1))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not (tmp_path / "another").exists()
 
 
 @pytest.mark.parametrize(
@@ -231,20 +241,20 @@ def test_with_a_gpu_the_layer_report_and_parity_are_stored(rtx, export_dir, tmp_
     monkeypatch.setattr(tensorrt_builder, "first_gpu", lambda: Gpu("GPU A", "8.9"))
     monkeypatch.setattr(tensorrt_builder, "_layer_report", lambda *_: report)
     monkeypatch.setattr(tensorrt_builder, "check_parity", lambda *_: {"holds": True})
-    manifest, _ = build_engine(export_dir, tmp_path / "out", RTX)
+    manifest = build_engine(export_dir, tmp_path / "out", RTX)
     assert json.loads((tmp_path / "out" / "layers.json").read_text()) == report
     assert list(manifest.companions) == ["layers.json"]
     assert Manifest.read(tmp_path / "out").checks["parity"] == {"holds": True}
     # A plan of another GPU is another build.
     monkeypatch.setattr(tensorrt_builder, "first_gpu", lambda: Gpu("GPU B", "8.9"))
-    assert not build_engine(export_dir, tmp_path / "out", RTX)[1]
+    assert existing_engine(export_dir, tmp_path / "out", RTX) is None
 
 
 def test_a_plan_for_other_gpus_is_not_run_on_this_one(rtx, export_dir, tmp_path, monkeypatch):
     # TensorRT-RTX knows no 9.0, and 8.6 is not asked for.
     for gpu in (Gpu("GPU H", "9.0"), Gpu("GPU A", "8.6")):
         monkeypatch.setattr(tensorrt_builder, "first_gpu", lambda gpu=gpu: gpu)
-        manifest, _ = build_engine(export_dir, tmp_path / gpu.name, replace(RTX, compute_capabilities=("8.9",)))
+        manifest = build_engine(export_dir, tmp_path / gpu.name, replace(RTX, compute_capabilities=("8.9",)))
         assert gpu.name in manifest.checks["parity"]["reason"]
 
 
@@ -257,14 +267,13 @@ def test_a_plan_that_computes_something_else_is_not_written(rtx, export_dir, tmp
     monkeypatch.setattr(tensorrt_builder, "check_parity", out_of_bounds)
     with pytest.raises(CheckFailed, match="boxes"):
         build_engine(export_dir, tmp_path / "out", RTX)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_export_has_no_bounds_to_compare_a_plan_by(export_dir, tmp_path):
-    source = replace(Manifest.read(export_dir), checks={"parity_before_quantization": {}})
-    report = check_parity(
-        source, export_dir / "model.onnx", tmp_path / "model.plan", Profile(*[FixedShape(1, 1, 64, 64)] * 3), "x"
-    )
+    replace(Manifest.read(export_dir), checks={"parity_before_quantization": {}}).write(export_dir)
+    profile = Profile(*[FixedShape(1, 1, 64, 64)] * 3)
+    report = check_parity(Artefact.open(export_dir), tmp_path / "model.plan", profile, "x")
     assert report["holds"] is None
     assert "--data scores it" in report["reason"]
 
@@ -284,7 +293,10 @@ class Scored:
     def describe(self) -> dict[str, object]:
         return {"name": "stand-in", "version": "0"}
 
-    def close(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         pass
 
 
@@ -302,7 +314,7 @@ def score(monkeypatch, plan: float) -> None:
 def test_the_ap_of_a_plan_is_stored_and_printed(rtx, export_dir, data, tmp_path, monkeypatch, capsys):
     score(monkeypatch, 0.497)
     out = tmp_path / "out"
-    words = (export_dir, "--target", "tensorrt-rtx", "--out", out, "--data", data)
+    words = (export_dir, "--target", "tensorrt-rtx", "--out", out, "--reuse", "--data", data)
     assert command(*words) == 0
     shown = "AP on instances.json: 50.00 in onnx, 49.70 in plan; difference -0.30 (≥ -0.5); run by stand-in 0"
     assert shown in capsys.readouterr().out
@@ -325,7 +337,7 @@ def test_a_plan_that_loses_ap_is_not_written(rtx, export_dir, data, tmp_path, mo
     ) as error:
         build_engine(export_dir, tmp_path / "out", RTX, ApGate(data))
     assert "--max-ap-drop" in one_line(error)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_gpu_the_ap_is_not_measured(rtx, export_dir, data, tmp_path, capsys):
@@ -335,8 +347,8 @@ def test_without_a_gpu_the_ap_is_not_measured(rtx, export_dir, data, tmp_path, c
     assert f"AP on instances.json: {NOT_MEASURED}: no GPU" in capsys.readouterr().out
     checks = Manifest.read(out).checks
     assert "ap" not in checks and checks["ap_reason"] == f"{NOT_MEASURED}: no GPU"
-    assert build_engine(export_dir, out, RTX, ApGate(data))[1]
-    assert command(export_dir, "--target", "tensorrt-rtx", "--out", out) == 0
+    assert existing_engine(export_dir, out, RTX, ApGate(data)) is not None
+    assert command(export_dir, "--target", "tensorrt-rtx", "--out", out, "--reuse") == 0
     assert f"AP on instances.json: {NOT_MEASURED}" in capsys.readouterr().out
 
 

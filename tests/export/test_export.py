@@ -142,7 +142,7 @@ def test_nothing_is_written_when_the_gate_closes(exported, graph, tmp_path, monk
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "nothing was written" in error
-    assert list(out.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_is_reused_only_while_nothing_changed(exported, tmp_path, capsys):

@@ -11,11 +11,13 @@ import onnx
 import pytest
 
 import mssts.export.average_precision
+from mssts.cli import main
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.errors import CheckFailed, MsstsError
+from mssts.export.average_precision import ApGate
 from mssts.export.quantization.calibration import read_clips
 from mssts.export.quantization.graph import DEFAULT_EXCLUSIONS, quantizable, read_exclusions
-from mssts.export.quantization.quantizer import QuantizationOptions, quantize
+from mssts.export.quantization.quantizer import QuantizationOptions, existing_quantized, quantize
 from mssts.export.reference_runner import ReferenceRunner
 from mssts.manifest import Manifest
 from mssts.ops.exporting import DOMAIN
@@ -115,6 +117,7 @@ def test_the_manifest_tells_what_was_done(engine, int8, data):
     before, after = Manifest.read(engine), Manifest.read(int8)
     assert (before.precision, after.precision) == ("fp32", "int8")
     assert after.provenance["quantized_from"] == before.artefact_sha256
+    assert after.runner == "openvino"
     made = after.provenance["quantization"]
     assert made["clips"] == 2
     assert made["quantized"]["Conv"] > 20
@@ -122,6 +125,29 @@ def test_the_manifest_tells_what_was_done(engine, int8, data):
     assert after.checks["difference"]["compared"] > 0.5
     assert "parity" not in after.checks
     assert after.categories == before.categories
+
+
+def test_the_same_is_kept_on_request_and_another_is_not(engine, int8, data, tmp_path, capsys):
+    same = engine, data, int8
+    assert existing_quantized(*same, QuantizationOptions(clips=2)) == Manifest.read(int8)
+    (tmp_path / "mine.txt").write_text("*conv1/*\n")
+    for options in (
+        QuantizationOptions(clips=1),
+        QuantizationOptions("fp8", clips=2),
+        QuantizationOptions(target="gpu", clips=2),
+        QuantizationOptions(clips=2, exclude=tmp_path / "mine.txt"),
+    ):
+        assert existing_quantized(*same, options) is None
+    config = MovingShapesConfig(width=80, height=64, length=6)
+    others = write_dataset(tmp_path / "others", 3, 6, config, progress=False)
+    assert existing_quantized(engine, others, int8, QuantizationOptions(clips=2)) is None
+    assert existing_quantized(*same, QuantizationOptions(clips=2), ApGate(data)) is None  # not scored
+    words = ["quantize", str(engine), "--calibrate", str(data), "--clips", "2", "--out"]
+    assert main([*words, str(int8), "--reuse"]) == 0
+    assert f"kept {int8 / 'model.onnx'}: tiny, int8, for cpu" in capsys.readouterr().out
+    shutil.copytree(int8, tmp_path / "edited")
+    (tmp_path / "edited" / "model.onnx").write_bytes(b"edited")
+    assert existing_quantized(engine, data, tmp_path / "edited", QuantizationOptions(clips=2)) is None
 
 
 def test_a_file_of_exclusions_is_obeyed(engine, data, tmp_path):
@@ -169,14 +195,14 @@ def test_the_parser_of_tensorrt_takes_it(engine, fp8, data, tmp_path, number_for
 
 def test_ap_before_and_after_is_in_the_manifest(engine, data, tmp_path, monkeypatch):
     monkeypatch.setattr(mssts.export.average_precision, "average_precision", fake_ap(0.5, 0.4951))
-    manifest = quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1), data)
+    manifest = quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1), ApGate(data))
     assert Manifest.read(tmp_path / "out").checks["ap"] == manifest.checks["ap"] == {"fp32": 0.5, "int8": 0.4951}
 
 
 def test_the_gate_closes_when_ap_falls(engine, data, tmp_path, monkeypatch):
     monkeypatch.setattr(mssts.export.average_precision, "average_precision", fake_ap(0.5, 0.49))
     with pytest.raises(CheckFailed, match=r"drops from 50.00 to 49.00"):
-        quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1), data)
+        quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1), ApGate(data))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,7 +222,6 @@ def test_a_real_evaluation_runs(engine, data):
         ({"number_format": "int4"}, "--format is 'int4'; expected one of: int8, fp8"),
         ({"target": "tpu"}, "--target is 'tpu'"),
         ({"clips": 0}, "--clips is 0"),
-        ({"max_ap_drop": -1.0}, "--max-ap-drop is -100"),
     ],
 )
 def test_wrong_options_are_one_line(engine, data, tmp_path, change, message):
@@ -210,7 +235,7 @@ def test_wrong_files_are_one_line(engine, data, int8, tmp_path):
     cases = [
         (engine, tmp_path / "absent.mp4", tmp_path / "out", "absent.mp4: no such file"),
         (int8, data, tmp_path / "out", "in int8; expected an export in fp32"),
-        (tmp_path / "absent", data, tmp_path / "out", "absent: no such folder"),
+        (tmp_path / "absent", data, tmp_path / "out", "absent: no such file or folder"),
         (engine, data, engine, "is the folder of the engine itself"),
     ]
     for source, clips, out, message in cases:

@@ -98,15 +98,20 @@ def test_an_engine_is_refused_without_its_companions_as_they_were(tmp_path):
         OnnxRuntimeRunner(path, 1)
 
 
-def test_a_file_that_was_quantized_for_it_is_run_by_it(tmp_path, monkeypatch):
+def test_auto_takes_the_runner_that_a_file_was_made_for(tmp_path, monkeypatch):
     path = write_toy_engine(tmp_path)
     monkeypatch.setattr("mssts.runners.library", lambda name: Library(name, None, ""))  # as if OpenVINO had our kernels
-    for target, expected in (("cpu-onnxruntime", "onnxruntime"), ("cpu", "openvino")):
-        made = {"quantization": {"target": target}}
-        replace(Manifest.read(tmp_path), provenance=made).write(tmp_path)
+    for meant, expected in (("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("auto", "openvino")):
+        replace(Manifest.read(tmp_path), runner=meant).write(tmp_path)
         if expected == "openvino":
             pytest.importorskip("openvino")
         assert load_runner(path, 1).describe()["name"] == expected
+    assert load_runner(path, 1, "onnxruntime").describe()["name"] == "onnxruntime"
+    # One that does not take such a file, or is not there, is no reason to fail.
+    monkeypatch.setattr("mssts.runners.library", lambda name: Library(name, None, "not built"))
+    for meant in ("tensorrt", "abacus", "openvino"):
+        replace(Manifest.read(tmp_path), runner=meant).write(tmp_path)
+        assert load_runner(path, 1).describe()["name"] == "onnxruntime"
 
 
 @pytest.mark.skipif(CUDA[0] in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA")

@@ -13,15 +13,16 @@ import torch
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 onnx = pytest.importorskip("onnx")
 
+from support.clips import clip  # noqa: E402
 from support.small_model import small  # noqa: E402
 
 from mssts import kernels  # noqa: E402
-from mssts.bench.fps.engines import clip, difference, why_refused  # noqa: E402
 from mssts.errors import MsstsError  # noqa: E402
 from mssts.export.alignment import align_weights  # noqa: E402
 from mssts.kernels import Library  # noqa: E402
 from mssts.model.engine import Engine  # noqa: E402
 from mssts.runners import best_precision  # noqa: E402
+from mssts.runners.agreement import Agreement, out_of_bounds  # noqa: E402
 from mssts.runners.base import EngineOutput  # noqa: E402
 from mssts.runners.onnx_weights import ALIGNMENT, SMALLEST, MappedWeights, spans  # noqa: E402
 from mssts.runners.openvino_runner import OpenVinoRunner  # noqa: E402
@@ -55,8 +56,8 @@ def kernels_or_skip(file, **options) -> OpenVinoRunner:
 def test_it_computes_what_pytorch_computes(engine, file, size, valid, kernels):
     runner = kernels_or_skip(file) if kernels else OpenVinoRunner(file, threads=1, kernels=False)
     frames, sizes = clip(size, 2)[0], np.array([valid], np.int32)
-    found = difference(expected(engine, frames, sizes), runner.infer(frames, sizes))
-    assert why_refused(found, "fp32") == ""
+    found = Agreement.of(expected(engine, frames, sizes), runner.infer(frames, sizes)).summary()
+    assert out_of_bounds(found, "fp32") == ""
     assert found["compared"] == 1.0
     described = runner.describe()
     assert described["kernels"] == (["MSDeformAttn", "SplitTemporalAttn"] if kernels else [])
@@ -69,8 +70,8 @@ def test_shapes_come_and_go(engine, file):
     runner = OpenVinoRunner(file, threads=1)
     for size, frames in [((64, 64), 1), ((64, 96), 2), ((72, 64), 3), ((64, 64), 1)]:
         clip_BTHWC, sizes = clip(size, frames)
-        found = difference(expected(engine, clip_BTHWC, sizes), runner.infer(clip_BTHWC, sizes))
-        assert why_refused(found, "fp32") == ""
+        found = Agreement.of(expected(engine, clip_BTHWC, sizes), runner.infer(clip_BTHWC, sizes)).summary()
+        assert out_of_bounds(found, "fp32") == ""
     runner.close()
 
 
@@ -80,7 +81,10 @@ def test_bf16_is_nearly_the_same(engine, file):
     except MsstsError as error:
         pytest.skip(str(error))
     frames, sizes = clip((96, 128), 2)
-    assert why_refused(difference(expected(engine, frames, sizes), runner.infer(frames, sizes)), "bf16") == ""
+    assert (
+        out_of_bounds(Agreement.of(expected(engine, frames, sizes), runner.infer(frames, sizes)).summary(), "bf16")
+        == ""
+    )
     assert runner.describe()["precision"] == "bf16"
     runner.close()
 

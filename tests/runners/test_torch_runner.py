@@ -147,8 +147,11 @@ def test_what_cannot_run_is_one_line(checkpoint: Path, tmp_path: Path, capsys: p
     assert run("serve", "--model", checkpoint) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"mssts export {checkpoint}" in line
-    with pytest.raises(MsstsError, match=r"no runner takes a \.engine; expected a \.onnx, a \.plan, or a checkpoint"):
+    (tmp_path / "model.engine").write_bytes(b"")
+    with pytest.raises(MsstsError, match=r"not a model of this project; expected a \.onnx, a \.plan, or a checkpoint"):
         load_runner(tmp_path / "model.engine")
+    with pytest.raises(MsstsError, match="unknown precision 'int4'; expected one of: fp32, fp16, bf16, tf32"):
+        TorchRunner(checkpoint, device="cpu", precision="int4")
 
 
 def test_without_torch_it_says_what_to_install(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
