@@ -136,7 +136,9 @@ class Artefact:
             raise MsstsError(
                 f"{self.path}: {FILE_NAME} beside it describes {other.artefact}; keep a model with its own manifest"
             )
-        raise MsstsError(f"{self.path}: no {FILE_NAME} beside it, so nothing says what it is; {_again(self.kind)} again")
+        raise MsstsError(
+            f"{self.path}: no {FILE_NAME} beside it, so nothing says what it is; {_again(self.kind)} again"
+        )
 
 
 def _manifest_in(folder: Path) -> Manifest | None:

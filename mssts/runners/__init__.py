@@ -133,7 +133,9 @@ def load_runner(model: Artefact | Path | str, threads: int | None = None, runner
     return FixedShapeRunner(loaded, shape, artefact.path)
 
 
-def load_engine(model: Artefact | Path | str, threads: int | None = None, runner: str = AUTO) -> tuple[Runner, Manifest]:
+def load_engine(
+    model: Artefact | Path | str, threads: int | None = None, runner: str = AUTO
+) -> tuple[Runner, Manifest]:
     """As `load_runner`, with the model's manifest: the file beside it, or what a checkpoint says of itself.
 
     Raises:
