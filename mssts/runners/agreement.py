@@ -88,16 +88,19 @@ class Agreement:
         reference, found = self.values("labels")
         return bool((reference == found).all())
 
-    def mask_ious(self, border: int = 0) -> np.ndarray:
-        """IoU of the thresholded masks over a clip, for each pair in which one of the two has a mask.
+    @property
+    def mask_overlap(self) -> tuple[int, int]:
+        """Pixels in the intersections and in the unions of the thresholded masks, of all pairs together."""
+        reference, found = (logits > 0 for logits in self.values("mask_logits"))
+        return int((reference & found).sum()), int((reference | found).sum())
 
-        Masks that differ in at most `border` pixels count as equal.
-        """
+    @property
+    def mask_ious(self) -> np.ndarray:
+        """IoU of the thresholded masks over a clip, for each pair in which one of the two has a mask."""
         reference, found = (logits > 0 for logits in self.values("mask_logits"))
         axes = tuple(range(1, reference.ndim))
-        union, apart = (reference | found).sum(axes), (reference ^ found).sum(axes)
-        apart = np.where(apart <= border, 0, apart)
-        return 1 - apart[union > 0] / union[union > 0]
+        union = (reference | found).sum(axes)
+        return (reference & found).sum(axes)[union > 0] / union[union > 0]
 
     def summary(self) -> dict[str, float]:
         """The share of instances compared, the greatest differences of scores and boxes, and the difference of masks.
