@@ -207,7 +207,7 @@ def compare(engine: Artefact | Path, candidate: Artefact | Path, clips: Sequence
         shares.append(agreement.compared)
         found["scores"].append(np.abs(agreement.difference("scores")))
         found["boxes"].append(np.abs(agreement.difference("boxes")).max((1, 2)))
-        found["ious"].append(agreement.mask_ious())
+        found["ious"].append(agreement.mask_ious)
     for runner in runners:
         runner.close()
     if not any(shares):
