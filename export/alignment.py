@@ -1,4 +1,6 @@
-"""Weights of an ONNX file at addresses where an engine can use them in place (`mssts.runners.onnx_weights`)."""
+"""Alignment of the weights in an ONNX file, so that engines use them in place.
+
+The reader is `mssts.runners.onnx_weights`."""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ _ROUNDS = 4
 
 
 def align_weights(model: onnx.ModelProto) -> bytes:
-    """The model's bytes, with large weights (but the first) at multiples of `ALIGNMENT`.
+    """The model's bytes, with all large weights but the first aligned.
 
-    What fills the gaps is the `doc_string` of the weight before, which is written behind that one's values. The same
-    model gives the same bytes, and so does one that was aligned before.
+    The `doc_string` of a weight, which is written after its values, fills the gap to the next. The same model gives the
+    same bytes, and so does one that was aligned before.
     """
     weights = model.graph.initializer
     for weight in weights:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def add_gate(parser: argparse.ArgumentParser, data: str, *aliases: str) -> None:
-    """`--data` and `--max-ap-drop`; `data` says whose AP is measured."""
+    """Adds `--data` and `--max-ap-drop`.
+
+    `data` says whose AP is measured."""
     parser.add_argument(
         "--data", *aliases, dest="data", type=Path, metavar="JSON",
         help=f"a small data set with ground truth, YouTube-VIS or COCO-video: AP on it, {data}",

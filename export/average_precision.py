@@ -1,4 +1,4 @@
-"""What an engine keeps of the average precision of the one it is made from, on a small data set; and the gate on it."""
+"""The gate on average precision: an engine against the one it is made from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ MAX_DROP = 0.005
 
 @dataclass(frozen=True)
 class Scored:
-    """A model that is scored: the name of its AP in reports, its folder or checkpoint, and what runs it."""
+    """A model that is scored.
+
+    `name` stands for its AP in reports."""
 
     name: str
     path: Path
@@ -39,7 +41,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class ApGate:
-    """How much AP an engine may lose.
+    """The bound on the AP that an engine may lose.
 
     Attributes:
         data: the JSON of a data set with ground truth.
@@ -54,7 +56,7 @@ class ApGate:
             raise MsstsError(f"--max-ap-drop is {100 * self.max_drop:g}; expected 0 to 100 points of AP")
 
     def check_data(self, categories: Sequence[Category]) -> None:
-        """Called before the long steps, so that data that cannot score an engine of these categories are told at once.
+        """Fails early if the data cannot score these categories.
 
         Raises:
             MsstsError: the data or their images are absent or broken, or have no object of these categories.
@@ -73,17 +75,21 @@ class ApGate:
             )
 
     def unmeasured(self, reason: str) -> dict[str, Any]:
-        """For the manifest's checks, where AP cannot be measured; `reason` begins with `NOT_MEASURED`."""
+        """The manifest's checks where AP cannot be measured.
+
+        `reason` begins with `NOT_MEASURED`."""
         return {"ap_reason": reason, **self._data()}
 
     def measure(self, reference: Scored, candidate: Scored, hint: str) -> tuple[dict[str, Any], list[Any]]:
-        """AP of both for the manifest's checks, and what ran, as runners describe themselves; closes the gate.
+        """AP of both models for the manifest's checks, and descriptions of what ran.
+
+        Closes the gate if too much is lost.
 
         The checks are those of `unmeasured` where no runner of this machine takes the precision of one of them.
 
         Args:
             reference: what the candidate is made from.
-            candidate: what shall be written.
+            candidate: what is to be written.
             hint: what to do if AP falls by too much, as the beginning of a sentence.
 
         Raises:
@@ -110,12 +116,12 @@ class ApGate:
         return {"ap": ap, "ap_runners": runners, **self._data()}, ran
 
     def has_measured(self, checks: dict[str, Any]) -> bool:
-        """Whether a manifest's checks hold an AP on these very data that drops by no more than `max_drop`."""
+        """Whether a manifest's checks hold a passing AP on the same data."""
         ap = list(checks.get("ap", {}).values())
         return self.is_of(checks) and len(ap) == 2 and ap[0] - ap[1] <= self.max_drop
 
     def is_of(self, checks: dict[str, Any]) -> bool:
-        """Whether a manifest's checks are of these very data, measured or not."""
+        """Whether a manifest's checks are of the same data, measured or not."""
         return self.data.is_file() and checks.get("ap_data_sha256") == sha256(self.data)
 
     def _data(self) -> dict[str, Any]:
@@ -138,7 +144,7 @@ def average_precision(segmenter: Segmenter, data: Path) -> float:
 
 
 def ap_lines(checks: dict[str, Any]) -> list[str]:
-    """A manifest's AP for people; no line where it was not asked for."""
+    """A manifest's AP as lines for people, none if it was not asked for."""
     if "ap_reason" in checks:
         return [f"AP on {checks['ap_data']}: {checks['ap_reason']}"]
     if "ap" not in checks:
@@ -156,7 +162,7 @@ def ap_lines(checks: dict[str, Any]) -> list[str]:
 
 
 def _why_not_here(model: Scored) -> str:
-    """Why no runner of this machine takes an ONNX file's precision; empty where one does."""
+    """The reason why no runner here takes a file's precision, empty if one does."""
     if is_checkpoint(model.path):
         return ""
     manifest = Manifest.read(model.path)

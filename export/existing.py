@@ -1,4 +1,4 @@
-"""Whether a folder holds the very export that would be made again.
+"""Reuse of an artefact that would be made again unchanged.
 
 One rule for `mssts export`, `quantize` and `build-engine`: they make what they are asked for, and with `--reuse` they
 keep what `--out` holds if it was made from the same input by this code with the same options, its files are unchanged,
@@ -36,8 +36,10 @@ def source_sha256() -> str:
 def existing_export(
     checkpoint: Path, out: Path, options: ExportOptions | None = None, gate: ApGate | None = None
 ) -> Manifest | None:
-    """The manifest in `out`, if it describes an unchanged export of this checkpoint by this code with these options,
-    which was scored on the gate's data, if there is a gate, and passes it."""
+    """The manifest in `out` if this export would be the same again, else None.
+
+    It must be an unchanged export of this checkpoint, by this code, with these options. Where there is a gate, it must
+    have been scored on its data and pass."""
     found = unchanged(out)
     if found is None or found.manifest is None or not checkpoint.is_file():
         return None
@@ -52,7 +54,7 @@ def existing_export(
 
 
 def _same_options(manifest: Manifest, options: ExportOptions) -> bool:
-    """Whether they are those of the export; no number of instances means the preset's."""
+    """Whether the export was made with these options."""
     asked, made = options.to_json(), dict(manifest.provenance.get("options", {}))
     if asked["top_k"] is None:
         asked["top_k"] = preset(manifest.preset).top_k

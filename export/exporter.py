@@ -1,4 +1,4 @@
-"""A checkpoint becomes an artefact: exported, checked against PyTorch, and only then written."""
+"""Export of a checkpoint to ONNX: checked against PyTorch, then written."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def export_checkpoint(
 def export_model(
     loaded: Checkpoint, out: Path, options: ExportOptions | None = None, gate: ApGate | None = None
 ) -> Manifest:
-    """The same for weights that are in memory already; their `path` names them in the manifest, and is read for AP."""
+    """Exports weights that are in memory, as `export_checkpoint` does.
+
+    Their `path` names them in the manifest, and is read for AP."""
     options = options or ExportOptions()
     preset = loaded.preset
     kept = preset.top_k if options.top_k is None else options.top_k
@@ -85,7 +87,7 @@ def export_model(
         "license": "Apache-2.0",
     }
     with writing(out, ARTEFACT) as draft:
-        # Checked with its function bodies, whatever is written: they are what its nodes mean.
+        # Checked with function bodies even if they are not written: they are what the nodes mean.
         graph = export_graph(deployed(engine, options.precision), metadata, replace(options, functions=True))
         save_model(graph, draft.path)
         checks, checked_with = _check(engine, draft.path, options, str(out / ARTEFACT))
@@ -121,8 +123,9 @@ def export_model(
 
 
 def _window(preset: Preset, options: ExportOptions) -> tuple[int, int]:
-    """Frames of the windows that a long video is cut into, and how many two of them share: as the preset has it, or as
-    many as the one input shape holds."""
+    """Frames of a window, and how many two windows share.
+
+    They are the preset's, or as many as the one input shape holds."""
     if options.shape is None:
         return preset.clip_frames, preset.clip_overlap
     frames = options.shape.frames
@@ -130,7 +133,7 @@ def _window(preset: Preset, options: ExportOptions) -> tuple[int, int]:
 
 
 def _hint(options: ExportOptions) -> str:
-    """What of an export costs AP, for the message of a gate that closed."""
+    """The options of an export that cost AP, for the message of a closed gate."""
     causes = {
         "in fp32": options.precision != "fp32",
         "without --shape": options.shape is not None,

@@ -1,4 +1,4 @@
-"""The PyTorch engine as an ONNX graph, our ops as nodes that carry their definition."""
+"""ONNX graph of the PyTorch engine, with our ops as nodes that carry a definition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRACED = {"B": 2, "T": 3, "H": 440, "W": 904}
 
 
 def export_graph(engine: Engine, metadata: dict[str, str], options: ExportOptions | None = None) -> onnx.ModelProto:
-    """The engine's graph, for any number of clips, of frames, any height and width where `options` fix no shape.
+    """The engine's graph, for clips of any shape unless `options` set one.
 
     `engine` is exported as it is: `mssts.model.deployment.deployed` brings it into the precision of `options`.
     """
@@ -77,7 +77,7 @@ def _name_dimensions(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Silences the exporter's progress lines and warnings about itself; errors still raise."""
+    """Silences the exporter's progress lines and its warnings about itself."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

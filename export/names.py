@@ -11,7 +11,9 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of modules around 
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:
-    """Names each node `MODULE/OP`, as in `model.encoder.layers.0.deformable/MSDeformAttn`, and numbers namesakes.
+    """Names each node `MODULE/OP`, and numbers nodes of one name.
+
+    For example `model.encoder.layers.0.deformable/MSDeformAttn`.
 
     The exporter's own notes on the nodes, which hold paths of the machine that exported, are removed.
     """
@@ -27,7 +29,7 @@ def name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _module(node: onnx.NodeProto) -> str:
-    """The module that a node comes from; `engine` where the exporter or its optimiser made it up."""
+    """The module that a node comes from, or `engine` if the exporter made it."""
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
             scopes = ast.literal_eval(entry.value)

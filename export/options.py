@@ -1,4 +1,4 @@
-"""What may be chosen of an export."""
+"""Options of an export."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BF16_OPSET = 22
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a model becomes a graph.
+    """Options of an export.
 
     Attributes:
-        precision: how weights and activations are stored, as `mssts.model.deployment` has it.
+        precision: how weights and activations are stored, a key of `mssts.model.deployment.PRECISIONS`.
         shape: the one input shape the graph takes; None: any.
         functions: whether our ops carry their definition, which every runtime without our kernels needs.
         top_k: instances kept; None: the preset's number.

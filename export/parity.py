@@ -1,4 +1,4 @@
-"""Does an engine compute what PyTorch computes? Measured against PyTorch in fp64, on inputs it was not traced with.
+"""Parity of an engine with PyTorch in fp64, on inputs it was not traced with.
 
 The bound of an output is derived, not chosen: PyTorch in fp32, or of the same modules stored in 16 bits, has an error
 against fp64 too, and a faithful engine of the same precision has one of the same size. An rms error above `_RMS_FACTOR`
@@ -54,7 +54,7 @@ class Case:
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far one output is from PyTorch in fp64, in one case, and how far it may be."""
+    """The error of one output in one case against PyTorch in fp64, and its bounds."""
 
     case: str
     output: str
@@ -65,7 +65,7 @@ class OutputError:
 
     @property
     def holds(self) -> bool:
-        """Whether both errors are within their bounds; NaN never is."""
+        """Whether both errors are within their bounds (NaN never is)."""
         return self.max_abs <= self.max_bound and self.rms <= self.rms_bound
 
 
@@ -129,7 +129,7 @@ class ParityReport:
 
 
 def parity_lines(report: dict[str, Any]) -> list[str]:
-    """The errors of a report's outputs beside their bounds, for people; `report` is as the manifest has it."""
+    """A manifest's parity report as lines for people: errors beside bounds."""
     return [
         f"{error['case']:20} {error['output']:12} max {error['max_abs']:.1e} (≤ {error['max_bound']:.1e})"
         f"  rms {error['rms']:.1e} (≤ {error['rms_bound']:.1e})"
@@ -138,7 +138,9 @@ def parity_lines(report: dict[str, Any]) -> list[str]:
 
 
 def cases(seed: int = 0, shape: FixedShape | None = None) -> list[Case]:
-    """Hard inputs: one frame, odd sizes, padding, noise, none of the traced size; what of that a fixed shape allows."""
+    """Edge-case inputs: one frame, odd sizes, padding, noise.
+
+    None has the traced size. A fixed shape allows fewer."""
     rng = np.random.default_rng(seed)
 
     def shapes(frames: int, height: int, width: int, index: int) -> np.ndarray:
@@ -178,7 +180,9 @@ class _Tally:
         self._compared = self._ties = 0
 
     def add(self, case: Case, agreement: Agreement, bounds: Callable[[str], tuple[float, float]]) -> None:
-        """One case. `bounds` are those of an output: the greatest error, and the rms error."""
+        """Adds one case.
+
+        `bounds` returns those of an output: of the greatest error, and of the rms error."""
         self._compared += agreement.pairs
         self._ties += agreement.rows.size - agreement.pairs
         self._labels_equal &= agreement.labels_equal
@@ -198,7 +202,9 @@ class _Tally:
 def measure(
     engine: Engine, runner: Runner, inputs: Sequence[Case] | None = None, precision: str = "fp32"
 ) -> ParityReport:
-    """Compares a runner with the fp32 PyTorch engine it came from, which it stores in `precision`."""
+    """Compares a runner with the fp32 PyTorch engine that it came from.
+
+    `precision` is how the runner stores it."""
     own_engine = deployed(engine, precision)
     exact = copy.deepcopy(engine).eval().double()
     tally, own_overlaps, pairs = _Tally(), np.zeros((2, 2)), 0
@@ -235,7 +241,7 @@ def measure(
 
 
 def rms_factor(instances: int) -> float:
-    """How many times PyTorch's rms error an engine's may be, over so many instances.
+    """The factor by which an engine's rms error may exceed PyTorch's own.
 
     Within an instance errors go together, so an rms is one of so many independent values at most, and the logarithm of
     the ratio of two such has a standard deviation of 1/√instances.
@@ -244,7 +250,9 @@ def rms_factor(instances: int) -> float:
 
 
 def compare(reference: Runner, runner: Runner, inputs: Sequence[Case], export_parity: dict[str, Any]) -> ParityReport:
-    """Compares two runners of one graph. `export_parity` is the report of its export, as the manifest has it.
+    """Compares two runners of one graph.
+
+    `export_parity` is the report in the manifest of its export.
 
     The second may be as far from fp64 as that report allows, and the first is as far as it says: they may differ by the
     sum. A case that the report does not have is allowed what its widest case is.
@@ -260,7 +268,7 @@ def compare(reference: Runner, runner: Runner, inputs: Sequence[Case], export_pa
 
 
 def _allowed(export_parity: dict[str, Any], case: str, output: str) -> tuple[float, float]:
-    """The greatest difference and the rms that two runners of one export may have in an output."""
+    """The greatest and the rms difference allowed between two runners of one export."""
     rows = [row for row in export_parity["outputs"] if row["output"] == output]
     rows = [row for row in rows if row["case"] == case] or rows
     return max(row["max_bound"] + row["max_abs"] for row in rows), max(row["rms_bound"] + row["rms"] for row in rows)
@@ -278,8 +286,10 @@ def _iou(overlap: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _without_onednn() -> Iterator[None]:
-    """Its convolution for AMX in bf16 (seen in PyTorch 2.13) reads memory that nobody wrote where it makes one column
-    of two, and gives NaN by chance."""
+    """Switches oneDNN off.
+
+    Its bf16 convolution for AMX (seen in PyTorch 2.13) reads uninitialised memory where it makes one column of two, and
+    gives NaN by chance."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PyTorch's own flags set a flag that it has deprecated
         with torch.backends.mkldnn.flags(enabled=False):

@@ -1,4 +1,6 @@
-"""Runs a graph in onnx's own reference implementation: slow, and the only one here that knows bf16 on a processor."""
+"""Runs a graph in onnx's reference implementation.
+
+It is slow, and the only runtime here that knows bf16 on a processor without special instructions."""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from mssts.runners.base import EngineOutput, Runner
 
 
 class GatherElements(OpRun):
-    """onnx's own (seen in 1.23) takes no more than 32 elements to gather among, and no shorter other axes."""
+    """GatherElements for any size.
+
+    onnx's own (seen in 1.23) gathers among 32 elements at most, and takes no shorter other axes."""
 
     def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
         wrapped = np.where(indices < 0, indices + data.shape[axis], indices)
@@ -31,14 +35,14 @@ class ReferenceRunner(Runner):
         self._session = ReferenceEvaluator(onnx.load(model_path), new_ops=[GatherElements])
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
-        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips."""
+        """Runs the graph, see `Runner.infer`."""
         feeds = {contract.FRAMES.name: frames_BTHWC, contract.SIZES.name: sizes_B2}
         with np.errstate(all="ignore"):  # a sigmoid saturates, a padded token divides by zero: so they do elsewhere
             outputs = self._session.run([spec.name for spec in contract.ENGINE_OUTPUTS], feeds)
         return EngineOutput(*outputs)
 
     def describe(self) -> dict[str, Any]:
-        """What runs."""
+        """Runtime, version, device, precision and active kernels."""
         return {
             "name": "onnx reference evaluator",
             "version": onnx.__version__,

@@ -12,7 +12,9 @@ LARGEST_FILE = onnx.checker.MAXIMUM_PROTOBUF
 
 
 def save_model(model: onnx.ModelProto, path: Path, largest: int = LARGEST_FILE) -> None:
-    """Writes `path`; weights go to `path` + ".data" beside it if they do not fit in a file of `largest` bytes.
+    """Writes `path`, with weights in a second file if they do not fit.
+
+    They go to `path` + ".data" if the whole is over `largest` bytes.
 
     The same model gives the same bytes.
     """

@@ -1,4 +1,4 @@
-"""Which values the activations of a graph take on real clips: what a static quantisation is scaled by."""
+"""Calibration: the ranges of a graph's activations on real clips."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Clip = tuple[np.ndarray, np.ndarray]  # uint8 frames [1, T, H, W, 3], int32 vali
 
 
 def read_clips(path: Path, manifest: Manifest, count: int) -> list[Clip]:
-    """Up to `count` clips as the engine takes them, spread evenly over the videos of a source and over their time.
+    """Up to `count` clips as engine input, spread evenly over videos and time.
 
     Args:
         path: as `mssts.media.sources.open_source` takes it.
@@ -70,7 +70,7 @@ def _spread(video: Video, manifest: Manifest, wanted: int) -> Iterator[np.ndarra
 
 
 def calibrate(model: Path, tensors: Iterable[str], clips: Iterable[Clip]) -> TensorsData:
-    """The least and greatest value of each of `tensors` over the clips, by ONNX Runtime's calibrater.
+    """The range of each tensor over the clips, by ONNX Runtime's calibrater.
 
     Our ops run on our kernels where they are built, else as their function bodies, which takes several times as long.
     """

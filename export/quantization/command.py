@@ -1,4 +1,4 @@
-"""`mssts quantize`: an exported engine → the same in 8 bits, with the difference and AP before and after."""
+"""`mssts quantize`: an exported engine in 8 bits, with AP before and after."""
 
 from __future__ import annotations
 

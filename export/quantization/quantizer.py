@@ -1,4 +1,4 @@
-"""An exported engine becomes one in 8 bits: calibrated, compared with what it was, scored, and only then written."""
+"""Quantisation of an exported engine: calibrated, compared, scored, then written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _HINT = "Exclude more layers (--exclude), calibrate with more or other clips"
 
 @dataclass(frozen=True)
 class QuantizationOptions:
-    """How an engine is quantised.
+    """Options of a quantisation.
 
     Attributes:
         number_format: int8 or fp8 (E4M3).
@@ -63,7 +63,7 @@ class QuantizationOptions:
 
     @property
     def made_for(self) -> str:
-        """The target; fp8 is for GPUs."""
+        """The target that applies: fp8 is for GPUs."""
         return "gpu" if self.number_format == "fp8" else self.target
 
 
@@ -147,7 +147,9 @@ def existing_quantized(
     options: QuantizationOptions | None = None,
     gate: ApGate | None = None,
 ) -> Manifest | None:
-    """The manifest in `out` if `quantize` would make the same again, by the rule of `mssts.export.existing`.
+    """The manifest in `out` if `quantize` would make the same again, else None.
+
+    The rule is that of `mssts.export.existing`.
 
     Raises:
         MsstsError: the engine or the clips are absent or broken.
@@ -182,7 +184,7 @@ def _key(source: Artefact, clips: Sequence[Clip], options: QuantizationOptions) 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a quantised engine's answers are from the engine's own, over the calibration clips.
+    """The difference between a quantised engine's answers and the engine's own.
 
     `compared` is the share of the instances that are among the best K of both. Scores and boxes are in 0…1: the
     greatest difference and the median. `mask_iou` is of masks over a clip, thresholded, of instances with a mask.
@@ -198,7 +200,7 @@ class Difference:
 
 
 def compare(engine: Artefact | Path, candidate: Artefact | Path, clips: Sequence[Clip]) -> dict[str, float]:
-    """`Difference` of two engines, as JSON; both run in ONNX Runtime."""
+    """The `Difference` of two engines in ONNX Runtime, as JSON."""
     runners = load_runner(engine, runner=_RUNNER), load_runner(candidate, runner=_RUNNER)
     shares: list[float] = []
     found: dict[str, list[np.ndarray]] = {"scores": [], "boxes": [], "ious": []}

@@ -1,4 +1,4 @@
-"""An export becomes a TensorRT plan: parsed, checked, built, checked again, and only then written."""
+"""Build of a TensorRT plan from an export: checked before and after, then written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYERS = "layers.json"
 
 @dataclass(frozen=True)
 class _Build:
-    """What a plan is built of, and with.
+    """The inputs of a build.
 
     Attributes:
         source: the export.
@@ -133,7 +133,9 @@ def build_engine(model: Artefact | Path, out: Path, options: BuildOptions, gate:
 def existing_engine(
     model: Artefact | Path, out: Path, options: BuildOptions, gate: ApGate | None = None
 ) -> Manifest | None:
-    """The manifest in `out` if `build_engine` would build the same again, by the rule of `mssts.export.existing`.
+    """The manifest in `out` if `build_engine` would build the same again, else None.
+
+    The rule is that of `mssts.export.existing`.
 
     Where the plan cannot be run, it need not have been scored either.
 
@@ -151,7 +153,7 @@ def existing_engine(
 
 
 def _identity(trt: Any, options: BuildOptions, profile: Profile, source: Manifest, gpu: Gpu | None) -> dict[str, Any]:
-    """What decides a plan; `key` is its hash."""
+    """Everything that decides a plan. `key` is its hash."""
     library = kernels.library("tensorrt")
     plugin = sha256(library.path) if options.uses_plugins and library.path is not None else None
     identity: dict[str, Any] = {
@@ -168,7 +170,7 @@ def _identity(trt: Any, options: BuildOptions, profile: Profile, source: Manifes
 
 
 def _why_unmeasured(trt: Any, gpu: Gpu | None, options: BuildOptions) -> str:
-    """Why the plan cannot be run on this machine; empty where it can."""
+    """The reason why the plan cannot run here, empty if it can."""
     if gpu is None:
         return f"{NOT_MEASURED}: no GPU"
     if options.target == "tensorrt-rtx":
@@ -179,7 +181,9 @@ def _why_unmeasured(trt: Any, gpu: Gpu | None, options: BuildOptions) -> str:
 
 
 def _plan(build: _Build, log: Any, nodes: list[str]) -> tuple[Any, dict[str, Any]]:
-    """The bytes of a plan, and the report on its network, which is checked before it is built."""
+    """The bytes of a plan, and the report on its network.
+
+    The network is checked before it is built."""
     trt, options, precision = build.trt, build.options, build.source.described().precision
     builder = trt.Builder(log)
     if options.uses_plugins:
@@ -196,7 +200,7 @@ def _plan(build: _Build, log: Any, nodes: list[str]) -> tuple[Any, dict[str, Any
 def _serialize(
     trt: Any, log: Any, builder: Any, network: Any, options: BuildOptions, profile: Profile, precision: str
 ) -> Any:
-    """Builds the network; returns the plan's bytes."""
+    """Builds the network and returns the plan's bytes."""
     config = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
     for spec in (contract.FRAMES, contract.SIZES):
@@ -260,7 +264,7 @@ def _read_timing_cache(trt: Any, config: Any, options: BuildOptions) -> Any:
 
 
 def _layer_report(trt: Any, log: Any, plan: Any) -> list[dict[str, Any]]:
-    """What the built engine's inspector says of each layer."""
+    """The layer report of the built engine's inspector."""
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

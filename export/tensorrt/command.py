@@ -1,4 +1,4 @@
-"""`mssts build-engine`: model.onnx → model.plan + manifest.json, for TensorRT or TensorRT-RTX."""
+"""`mssts build-engine`: an export to a plan for TensorRT or TensorRT-RTX."""
 
 from __future__ import annotations
 

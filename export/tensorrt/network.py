@@ -1,4 +1,4 @@
-"""The ONNX file as a TensorRT network, and whether that network is the one that was asked for."""
+"""TensorRT network of an ONNX file, with checks of plugins and precision."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check_contract(network: Any, path: Path) -> None:
 
 
 def check_plugins(trt: Any, layers: Sequence[Any], nodes: Sequence[str], plugins: bool) -> None:
-    """Every node of our ops became a plugin of its name, or, without plugins, none did.
+    """Checks that every node of our ops became a plugin, or none without plugins.
 
     The parser falls back to a node's function body in silence, so this has to be asked.
 
@@ -102,7 +102,9 @@ def _leads_to(layer: Any, node: str) -> bool:
 
 
 def check_precision(trt: Any, layers: Sequence[Any], precision: str) -> int:
-    """Every convolution and matrix product is of the manifest's precision, but for the modules that keep fp32.
+    """Checks the precision of every convolution and matrix product.
+
+    Modules that keep fp32 are left out.
 
     Returns the number of layers looked at.
 
@@ -129,10 +131,12 @@ def check_precision(trt: Any, layers: Sequence[Any], precision: str) -> int:
 
 
 def check_report(report: Sequence[dict[str, Any]], nodes: Iterable[str], plugins: bool, precision: str) -> None:
-    """The same of a built engine's layer report (the inspector's JSON with all details).
+    """Checks plugins and precision in a built engine's layer report.
+
+    That is the inspector's JSON with all details.
 
     Raises:
-        CheckFailed: a node of ours has no plugin, or a convolution has inputs of another precision.
+        CheckFailed: a node of our ops has no plugin, or a convolution has inputs of another precision.
     """
     built = [layer for layer in report if "plugin" in str(layer.get("LayerType", "")).lower()]
     if plugins:

@@ -1,4 +1,4 @@
-"""What may be chosen of a TensorRT build, and the range of input shapes that follows from a manifest."""
+"""Options of a TensorRT build, and the profile that follows from a manifest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Profile:
                 )
 
     def holds(self, shape: FixedShape) -> bool:
-        """Whether a shape is within it."""
+        """Whether a shape is within the profile."""
         sizes = zip(_sizes(self.least), _sizes(shape), _sizes(self.most), strict=True)
         return all(low <= size <= high for low, size, high in sizes)
 
@@ -42,7 +42,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a plan is built.
+    """Options of a build.
 
     Attributes:
         target: `tensorrt` or `tensorrt-rtx`.
@@ -92,11 +92,11 @@ class BuildOptions:
 
     @property
     def uses_plugins(self) -> bool:
-        """Whether nodes of ours shall become plugins."""
+        """Whether nodes of our ops are to become plugins."""
         return self.plugins and self.target == "tensorrt"
 
     def profile(self, manifest: Manifest) -> Profile:
-        """The profile of an export, completed with what its manifest says of clips and frame sizes.
+        """The profile of an export, completed from its manifest.
 
         Raises:
             MsstsError: a shape was given and the export takes one other shape only, or the three do not fit together.
@@ -113,7 +113,7 @@ class BuildOptions:
         smallest = min(_SMALLEST_EDGE, rule.short_edge)
         width = min(rule.long_edge, rule.short_edge * 16 // 9) // rule.multiple * rule.multiple
         best = self.best or FixedShape(1, T, rule.short_edge, max(width, rule.short_edge))
-        # Films and portraits alike; one clip, unless more are asked for.
+        # For landscape and portrait formats, and one clip unless more are asked for.
         longest = max(rule.long_edge, best.height, best.width)
         return Profile(
             self.least or FixedShape(1, 1, min(smallest, best.height), min(smallest, best.width)),
@@ -122,7 +122,7 @@ class BuildOptions:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the plan's bytes: everything but the place of the timing cache."""
+        """The options that decide the plan's bytes: all but the timing cache."""
         values = {name: value for name, value in asdict(self).items() if name != "timing_cache"}
         for name in ("least", "best", "most"):
             shape = getattr(self, name)

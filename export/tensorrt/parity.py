@@ -1,4 +1,4 @@
-"""Does a plan compute what the ONNX file computes that it was built from, and does it find as much?"""
+"""Parity of a plan with the ONNX file that it was built from, and its AP."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mssts.segmenters.preprocessing import input_size
 
 
 def fitting_cases(source: Manifest, profile: Profile) -> list[Case]:
-    """The export's own cases that a profile takes; those of its best shape where none fits."""
+    """The export's own cases that fit a profile, else cases of its best shape."""
     found = [case for case in cases(shape=source.shape) if profile.holds(FixedShape(*case.frames_BTHWC.shape[:4]))]
     return found or cases(shape=profile.best)
 
 
 def check_parity(source: Artefact, plan: Path, profile: Profile, shown: str) -> dict[str, Any]:
-    """Runs an export and the plan in a folder on the same cases; returns the report for the manifest, or why not.
+    """Runs an export and a plan on the same cases and returns the manifest's report.
 
     Raises:
         CheckFailed: an output is further from the ONNX file's than the bounds of its export allow.
@@ -52,7 +52,7 @@ def check_parity(source: Artefact, plan: Path, profile: Profile, shown: str) -> 
 
 
 def check_data(source: Manifest, profile: Profile, gate: ApGate) -> None:
-    """Called before the build, so that data that the plan cannot be scored on are told at once.
+    """Fails early if the plan cannot be scored on the data.
 
     Raises:
         MsstsError: as `ApGate.check_data`, or clips of a video do not fit into the profile.

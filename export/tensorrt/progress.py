@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 @contextmanager
 def progress_monitor(trt: Any) -> Iterator[Any]:
-    """TensorRT's monitor of a build, drawn as one bar a phase on a terminal; removes its bars at the end."""
+    """Progress bars of a build, one for each phase, removed at the end."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -24,7 +24,9 @@ def progress_monitor(trt: Any) -> Iterator[Any]:
             )
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """Whether to go on: an exception must not pass through TensorRT, which calls this."""
+            """Whether to go on.
+
+            TensorRT calls this, and an exception must not pass through it."""
             bar = self.bars.get(phase_name)
             if bar is not None:
                 bar.update(step + 1 - bar.n)
