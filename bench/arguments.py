@@ -1,4 +1,4 @@
-"""What the benchmarks' commands have in common: how they read their arguments."""
+"""Arguments that several benchmarks share."""
 
 from __future__ import annotations
 

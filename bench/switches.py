@@ -1,4 +1,4 @@
-"""What each of the paper's additions costs: parameters, and time of a forward pass in PyTorch."""
+"""Cost of each switch: parameters, and time of a forward pass in PyTorch."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def variants() -> dict[str, Switches]:
-    """The baseline, each addition to the forward pass alone, and all. (The discriminator exists in training alone.)"""
+    """The baseline, each switch alone, and all (the discriminator is for training)."""
     single = [field.name for field in fields(Switches) if field.name != "discriminator"]
     return {"baseline": BASELINE, **{name: replace(BASELINE, **{name: True}) for name in single}, "all": Switches()}
 
 
 def measure_switches(preset: Preset, size: tuple[int, int], frames: int, repeats: int) -> dict[str, Any]:
-    """Medians over `repeats` forward passes of random weights, the variants taking turns in one process."""
+    """Medians over `repeats` forward passes of random weights, variants in turn."""
     import torch
     from tqdm import tqdm
 

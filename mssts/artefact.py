@@ -1,4 +1,4 @@
-"""A model on disk: its file and the manifest beside it, opened and verified once, written whole or not at all.
+"""Models on disk with their manifests: verified once, written whole or not at all.
 
 An export, a quantised export and a TensorRT plan are each a file, perhaps further files, and the `manifest.json` that
 names them with their hashes. A checkpoint is a file that needs no manifest.
@@ -20,7 +20,7 @@ from mssts.manifest import FILE_NAME, Manifest
 
 
 class Kind(enum.Enum):
-    """What a model's file is, in words for messages."""
+    """The kinds of model files, in words for messages."""
 
     CHECKPOINT = "a checkpoint"
     ONNX = "an ONNX file"
@@ -56,7 +56,9 @@ class Artefact:
 
     @classmethod
     def open(cls, model: Artefact | Path | str) -> Artefact:
-        """The verified artefact of a file, or of a folder with a manifest; one that was opened before, as it is.
+        """Opens and verifies the model in a file, or in a folder with a manifest.
+
+        One that is open already is returned as it is.
 
         Raises:
             MsstsError: there is no such file or folder; it is no model; the manifest is missing in a folder, or broken;
@@ -70,7 +72,7 @@ class Artefact:
 
     @classmethod
     def find(cls, model: Path | str) -> Artefact:
-        """As `open`, without reading the files themselves: for whoever passes the path on to another process.
+        """Opens a model without reading its files, for a path that another process will open.
 
         Raises:
             MsstsError: as `open`, but for files that were truncated or changed.
@@ -120,7 +122,7 @@ class Artefact:
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the file: the manifest's, which was compared, or computed where there is none."""
+        """The SHA-256 of the file, from the verified manifest or else computed."""
         return sha256(self.path) if self.manifest is None else self.manifest.artefact_sha256
 
     def described(self) -> Manifest:
@@ -150,7 +152,7 @@ def _again(kind: Kind) -> str:
 
 
 def unchanged(folder: Path) -> Artefact | None:
-    """The artefact of a folder, if there is one and its files are those of its manifest."""
+    """The artefact in a folder if there is one and it is unchanged, else None."""
     try:
         return Artefact.open(folder) if folder.is_dir() else None
     except MsstsError:
@@ -169,7 +171,7 @@ class Draft:
         self.folder, self.path = folder, folder / name
 
     def describe(self, manifest: Manifest) -> Manifest:
-        """Writes the manifest, with the names and hashes of the files as they are now, and returns it.
+        """Writes the manifest with the names and hashes of the files, and returns it.
 
         Runners take the folder from then on. The last manifest is the one that stays.
         """
@@ -186,7 +188,9 @@ class Draft:
 
 @contextmanager
 def writing(out: Path, name: str) -> Iterator[Draft]:
-    """A draft that becomes the artefact in the folder `out` when the block ends; `name` is the model's file.
+    """Yields a draft that becomes the artefact in `out` when the block ends.
+
+    `name` is the model's file.
 
     Where the block raises, nothing is left, and what was in `out` before is as it was. All is written by then, on the
     file system of `out`, so that the end is renaming alone: files first and the manifest last, because a file whose

@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted."""
+    """Runs one command and returns its exit code.
+
+    0 done, 1 a check failed, 2 bad input, 130 interrupted."""
     arguments = parser().parse_args(argv)
     try:
         return int(arguments.run(arguments) or 0)
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `mssts … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a full disk, a folder that may not be written to: what no module has told better
+    except Exception as error:  # a full disk, a folder without write permission
         line = _system_error(error)
         if line is None:
             raise
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _system_error(error: Exception) -> str | None:
-    """One line for an error of the operating system, None for a fault of ours."""
+    """One line for an error of the operating system, None for a bug."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {reason(error)}"
     return DISK_FULL if is_disk_full(error) else None

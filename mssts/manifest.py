@@ -1,4 +1,4 @@
-"""`manifest.json`, beside every `model.onnx`: what the engine computes, for what input, and how well that was checked.
+"""`manifest.json`: what a model computes, for what input, and how it was checked.
 
 Whatever serves an engine reads its window, sizes and class names here, so nothing about a model is configured twice.
 """
@@ -18,7 +18,9 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Category:
-    """A class of objects: `id` is the dataset's category id, written into results; `name` is shown to people."""
+    """A class of objects.
+
+    `id` is the data set's category id, written into results. `name` is shown to people."""
 
     id: int
     name: str
@@ -26,8 +28,10 @@ class Category:
 
 @dataclass(frozen=True)
 class InputRule:
-    """How frames become engine input: the short edge is scaled to `short_edge` pixels, less where that would make the
-    long edge exceed `long_edge`; both sides are then rounded to multiples of `multiple`."""
+    """The size of frames as engine input.
+
+    The short edge is scaled to `short_edge` pixels, less where that would make the long edge exceed `long_edge`. Both
+    sides are then rounded to multiples of `multiple`."""
 
     short_edge: int
     long_edge: int
@@ -36,7 +40,7 @@ class InputRule:
 
 @dataclass(frozen=True)
 class FixedShape:
-    """The one input shape of an engine that is built for it: clips, frames, height and width in pixels."""
+    """The one input shape of an engine: clips, frames, height and width in pixels."""
 
     clips: int
     frames: int
@@ -48,7 +52,7 @@ class FixedShape:
 
     @classmethod
     def parse(cls, option: str, text: str | None) -> FixedShape | None:
-        """What a command's `option` says, such as 1x5x360x640; None for an option that was not given.
+        """Reads a command's `option` such as 1x5x360x640, None if it was not given.
 
         Raises:
             MsstsError: it is not four sizes above 0.
@@ -68,7 +72,7 @@ class Manifest:
     `clip_frames` is the window a long video is cut into and `clip_overlap` the frames two windows share.
     `categories[label]` explains the engine's `labels`. `shape` is the only input shape of the engine, None where it
     takes any. `runner` is the one of `mssts.runners.RUNNERS` that the engine was made for, `auto` where any of its kind
-    will do. `companions` are the other files of the artefact, with their SHA-256. `checks` holds the parity report,
+    will do. `companions` are the further files of the artefact, with their SHA-256. `checks` holds the parity report,
     `provenance` the machine, versions and commit.
     """
 
@@ -88,7 +92,7 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value; `Manifest.from_json` is its inverse."""
+        """The manifest as a JSON value, which `Manifest.from_json` reads."""
         return {"format": _FORMAT, **asdict(self), "categories": [asdict(category) for category in self.categories]}
 
     @classmethod

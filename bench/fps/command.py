@@ -1,4 +1,4 @@
-"""`mssts bench fps`: frames per second and memory of whole engines, beside the released code's computation.
+"""`mssts bench fps`: frames per second and memory of whole engines.
 
 All engines of a run get the same clip, take turns round by round in one process, and have to answer as PyTorch in fp32
 does, or they are refused. Memory is that of a process of its own for each.
@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints the table and writes the file. Exit code 1 if an engine was refused or none could run."""
+    """Measures, prints the table and writes the file.
+
+    The exit code is 1 if an engine was refused or none could run."""
     from mssts.bench.fps.engines import Setting
 
     size = frame_size(arguments.size)
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _candidates(arguments: argparse.Namespace, setting: Setting) -> tuple[list[Candidate], list[dict[str, Any]]]:
-    """What is to be measured, exports made; and what cannot be, with the reason."""
+    """The candidates, with their exports made, and what cannot be measured and why."""
     from mssts.bench.fps.engines import MEASURED, PRECISIONS, Candidate, check_names
 
     runners, precisions = arguments.runners.split(","), arguments.precision.split(",")
@@ -97,14 +99,14 @@ def _candidates(arguments: argparse.Namespace, setting: Setting) -> tuple[list[C
 
 
 class _Exports:
-    """The exports and plans of a run, each made once; plans for one input shape."""
+    """The exports and plans of a run, each made once, plans for one input shape."""
 
     def __init__(self, folder: Path, shape: str) -> None:
         self._folder, self._shape = folder, shape
         self._made: dict[tuple[str, str], Path | MsstsError] = {}
 
     def with_what_it_loads(self, candidate: Candidate) -> Candidate:
-        """The candidate, whose `path` is a checkpoint, with that of what its runner loads, which is made if need be.
+        """The candidate with the path of what its runner loads, made if need be.
 
         Raises:
             MsstsError: it cannot run here, or it could not be made; the message says why.
@@ -174,7 +176,7 @@ def _absent(candidate: Candidate, reason: str, refused: bool = False) -> dict[st
 
 
 def measure(candidates: list[Candidate], setting: Setting, repeats: int, memory: bool) -> dict[str, Any]:
-    """The report: a row for each engine that answers rightly, and the reasons of the others."""
+    """The report: a row for each correct engine, and the reasons for the others."""
     from tqdm import tqdm
 
     from mssts.bench.fps.engines import load
@@ -238,7 +240,7 @@ def measure(candidates: list[Candidate], setting: Setting, repeats: int, memory:
 
 
 def _reference(candidate: Candidate, clip_BTHWC: Any, sizes_B2: Any) -> EngineOutput:
-    """What PyTorch in fp32 answers, on the ops' definitions."""
+    """The answer of PyTorch in fp32, on the references of the ops."""
     from mssts.bench.fps.engines import load
     from mssts.ops import definition
 
@@ -253,8 +255,11 @@ def _reference(candidate: Candidate, clip_BTHWC: Any, sizes_B2: Any) -> EngineOu
 
 
 def around_the_engine(setting: Setting, repeats: int) -> dict[str, float]:
-    """Medians in ms of what surrounds the engine of a clip: `preprocess`, from JPEGs of its size to the engine's input;
-    `postprocess`, from masks of all ten instances, a disc each, to run lengths of the frames' size."""
+    """Medians in ms of what surrounds the engine, for a clip.
+
+    `preprocess` goes from JPEGs of its size to the engine's input, `postprocess` from masks of ten instances, a disc
+    each, to run lengths of the frames' size.
+    """
     import cv2
     import numpy as np
 
@@ -303,7 +308,7 @@ def _summary(seconds: list[float], frames: int) -> dict[str, float]:
 
 
 def print_fps(report: dict[str, Any]) -> None:
-    """The rows as a table, each beside the released code if that was measured, and what could not be."""
+    """Prints the rows as a table, beside the released code if that was measured."""
     height, width = report["size"]
     print(
         f"\n{report['preset'] or report['checkpoint']}, clips of {report['frames']} frames of {height}x{width}, "

@@ -1,4 +1,4 @@
-"""The engines that `mssts bench fps` measures: how each is made from a checkpoint, and where it cannot run."""
+"""The engines of `mssts bench fps`: how each is made, and where it cannot run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Measured:
 
     @property
     def takes(self) -> Kind:
-        """What the runner loads."""
+        """The kind of file that the runner loads."""
         return RUNNERS[self.runner].kind
 
     @property
@@ -67,7 +67,9 @@ MEASURED = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """One engine of the comparison. `path` is what it loads: a checkpoint, or a folder with an exported model."""
+    """One engine of the comparison.
+
+    `path` is what it loads: a checkpoint, or a folder with an exported model."""
 
     runner: str
     variant: str
@@ -80,7 +82,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Setting:
-    """What every engine of a run gets: (height, width) and number of the frames, clips at once, threads."""
+    """The setting of a run: frame size and number, clips at once, threads."""
 
     size: tuple[int, int]
     frames: int
@@ -88,7 +90,7 @@ class Setting:
     threads: int
 
     def clip(self) -> tuple[np.ndarray, np.ndarray]:
-        """Frames [B, T, H, W, 3] of moving shapes, and their sizes; all clips are the same one."""
+        """Frames [B, T, H, W, 3] of moving shapes and their sizes, one clip B times."""
         height, width = self.size
         video = render_video(MovingShapesConfig(width=width, height=height, length=self.frames), seed=0, index=0)
         sizes = np.array([[height, width]] * self.batch, np.int32)
@@ -134,7 +136,7 @@ def _variant(switches: Switches) -> str:
 
 
 def export(checkpoint: Path, precision: str, folder: Path) -> Path:
-    """The folder of the checkpoint's export: made by `mssts export`, unless this very export is there already.
+    """The folder of the checkpoint's export, made by `mssts export` if need be.
 
     Raises:
         MsstsError: the export failed; the message holds its reason.
@@ -145,7 +147,7 @@ def export(checkpoint: Path, precision: str, folder: Path) -> Path:
 
 
 def build(exported: Path, target: str, shape: str) -> Path:
-    """The folder of the plan of an export, for one input shape: made by `mssts build-engine`, unless it is there.
+    """The folder of a plan for one shape, made by `mssts build-engine` if need be.
 
     Raises:
         MsstsError: the build failed; the message holds its reason.
@@ -167,7 +169,7 @@ _PACKAGES = {"tensorrt": "mssts[gpu]", "tensorrt_rtx": "tensorrt-rtx-cu13"}  # w
 
 
 def why_not_installed(runner: str) -> str:
-    """Why a runner cannot run here, its package or its device being absent; empty if it may."""
+    """The reason why a runner cannot run here, empty if it can."""
     measured = MEASURED[runner]
     if not importlib.util.find_spec(measured.needs):
         return f"{measured.needs} is not installed; `pip install {_PACKAGES.get(measured.needs, measured.needs)}`"

@@ -1,4 +1,4 @@
-"""The memory of one engine: the peak of a process that loads it alone and runs two clips."""
+"""Peak memory of a process that loads one engine and runs two clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from mssts.machine import STATUS, resident_bytes
 
 
 def peak_memory_mb(candidate: Candidate, setting: Setting) -> float | None:
-    """MB (10⁶ bytes) that the process has had resident at most, libraries and loading included; None if it failed.
+    """Peak resident memory in MB (10⁶ bytes), None if the process failed.
+
+    Libraries and loading are included.
 
     Memory of a GPU is not counted.
     """
@@ -34,7 +36,9 @@ def _main(request: str) -> None:
 
 
 def _peak_bytes() -> int:
-    """Of this program alone: on Linux `ru_maxrss` would count what the process was before it became this program."""
+    """Peak resident memory of this program.
+
+    On Linux `ru_maxrss` would count what the process was before it became this program."""
     if STATUS.exists():
         return resident_bytes("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes

@@ -1,10 +1,10 @@
-"""The opponent: the released code's forward pass (OmkarThawakar/MSSTS-VIS, `models/`), on weights of ours.
+"""The released code's forward pass on our weights, the baseline of the comparison.
 
-It is a copy of *what is computed*, op by op and in that order, for where the released code and its CUDA extension are
-absent. What makes it slow is the released code's own: attention frame by frame on `grid_sample`, mask convolutions
-frame by frame at each of the decoder layers, masks of all queries at each of them. Nothing else holds it back:
-tensors are contiguous, gradients are off, all threads are its own, and what it computes and never reads (features of
-stride 4, positions of each frame) is left out.
+It computes what the released code (OmkarThawakar/MSSTS-VIS, `models/`) computes, op by op and in that order, for where
+that code and its CUDA extension are absent. What makes it slow is the released code's own: attention frame by frame on
+`grid_sample`, mask convolutions frame by frame at each of the decoder layers, masks of all queries at each of them.
+Nothing else holds it back: tensors are contiguous, gradients are off, all threads are its own, and what it computes and
+never reads (features of stride 4, positions of each frame) is left out.
 
 Letters: B clips, T frames, S tokens of all scales, Q queries, M heads, D channels a head, L scales, P points.
 """
@@ -44,16 +44,16 @@ class ReleasedRunner(TorchRunner):
         return ReleasedEngine(loaded.build(), self.manifest.top_k)
 
     def describe(self) -> dict[str, Any]:
-        """As `TorchRunner`; the released code's computation knows no kernels of ours."""
+        """As `TorchRunner`, without kernels."""
         without = {"kernels": [], "kernels_isa": "", "kernels_reason": "the released code has none"}
         return {**super().describe(), "name": "released", **without}
 
 
 class ReleasedEngine(nn.Module):
-    """`mssts.model.engine.Engine`, computed as the released `Baseline.inference` does; one clip at a time.
+    """An engine computed as the released `Baseline.inference` does, clip by clip.
 
     Raises:
-        MsstsError: the model has additions that the released one lacks.
+        MsstsError: the model has a switch on that the released one lacks.
     """
 
     def __init__(self, model: MSSTSVIS, top_k: int) -> None:
@@ -65,7 +65,7 @@ class ReleasedEngine(nn.Module):
         self.top_k = top_k
 
     def forward(self, frames: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """uint8 frames [1, T, H, W, 3] and their valid sizes [1, 2] → scores, labels, boxes, mask logits."""
+        """Scores, labels, boxes and mask logits of frames [1, T, H, W, 3]."""
         if len(frames) != 1:
             raise MsstsError(f"the released inference takes one clip; got a batch of {len(frames)}")
         model, classes = self.model, self.model.config.classes
@@ -98,7 +98,7 @@ class ReleasedEngine(nn.Module):
         return scores, labels, boxes[-1][:, :, query].transpose(1, 2), masks[-1][:, query]
 
     def _decode(self, tokens_BTSC: Tensor, geometry: Geometry) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """→ instance features [1, Q, C], boxes [1, T, Q, 4] and the references that entered, of every layer."""
+        """Instance features [1, Q, C], boxes [1, T, Q, 4] and references of each layer."""
         decoder = self.model.decoder
         B, T = tokens_BTSC.shape[:2]
         position, content = decoder.query_embed.weight.chunk(2, 1)
@@ -120,7 +120,7 @@ class ReleasedEngine(nn.Module):
         return instances, boxes, references
 
     def _masks(self, instance_BQC: Tensor, centre_BTQ2: Tensor, tokens_BTSC: Tensor, geometry: Geometry) -> Tensor:
-        """Mask logits [1, Q, T, 2h, 2w] of all queries: convolutions and dynamic convolutions frame by frame."""
+        """Mask logits [1, Q, T, 2h, 2w] of all queries, computed frame by frame."""
         parameters = self.model.mask_head.controller(instance_BQC)
         scales = [
             part.unflatten(2, shape).permute(0, 4, 1, 2, 3)  # [1, C, T, h, w], as the released code slices it
@@ -176,7 +176,9 @@ def _attend(
     tokens_BTSC: Tensor,
     geometry: Geometry,
 ) -> Tensor:
-    """Deformable attention [1, T, Q, C], frame by frame. Without a reference the tokens attend from where they are."""
+    """Deformable attention [1, T, Q, C], frame by frame.
+
+    Without a reference, tokens attend from where they are."""
     B, T, S, C = tokens_BTSC.shape
     M, L, P, Q = attention.heads, attention.levels, attention.points, query_BTQC.shape[2]
     value = attention.value_proj(tokens_BTSC).masked_fill(geometry.valid_BS[:, None, :, None] == 0, 0.0)
@@ -200,7 +202,7 @@ def _attend(
 def _sample(
     value_BSMD: Tensor, shapes: list[tuple[int, int]], locations_BQMLP2: Tensor, weights_BQMLP: Tensor
 ) -> Tensor:
-    """The core with `grid_sample`, which the released code has as its definition: [1, Q, M·D]."""
+    """The attention core by `grid_sample` as in the released code, [1, Q, M·D]."""
     B, Q, M, L, P = weights_BQMLP.shape
     D = value_BSMD.shape[-1]
     grids = 2 * locations_BQMLP2 - 1
@@ -215,7 +217,7 @@ def _sample(
 
 
 def _dynamic_masks(features_1Chw: Tensor, centre_1Q2: Tensor, parameters_QP: Tensor, sizes: list[int]) -> Tensor:
-    """Mask logits [1, Q, 2h, 2w] of one frame: three grouped convolutions, one group an instance."""
+    """Mask logits [1, Q, 2h, 2w] of one frame by three grouped convolutions."""
     Q = len(parameters_QP)
     _, C, h, w = features_1Chw.shape
     y = torch.arange(h, dtype=torch.float32) * _MASK_STRIDE + _MASK_STRIDE // 2

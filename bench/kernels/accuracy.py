@@ -1,4 +1,4 @@
-"""Whether an implementation computes the op: its errors against float64, beside PyTorch's own in the same storage."""
+"""Errors of an implementation against float64, beside PyTorch's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NEAR_CENTRE = 1e-3
 
 @dataclass(frozen=True)
 class Errors:
-    """Over all outputs: the largest error, and the largest root mean square of one output's."""
+    """The largest error of all outputs, and the largest rms error of one output."""
 
     max: float
     rms: float
@@ -32,8 +32,9 @@ class Errors:
 
 @dataclass(frozen=True)
 class Exact:
-    """The outputs in float64 from the very inputs (already rounded to their storage), what of them can be compared,
-    and how far the op's definition in the storage's dtype is from them."""
+    """The exact answer, and the error of the reference in the storage's dtype.
+
+    Outputs in float64 from the stored (already rounded) inputs, and what of them can be compared."""
 
     outputs: list[Tensor]
     comparable: list[Tensor | None]
@@ -53,7 +54,7 @@ class Exact:
         return [_errors(*three) for three in zip(outputs, self.outputs, self.comparable, strict=True)]
 
     def complaint(self, errors: Sequence[Errors]) -> str:
-        """What is beyond its bound, in one line; empty if nothing is."""
+        """The errors beyond their bounds in one line, empty if there is none."""
         for index, (found, own) in enumerate(zip(errors, self.own, strict=True)):
             for kind in ("max", "rms"):
                 error, bound = getattr(found, kind), _TIMES * getattr(own, kind)
@@ -80,7 +81,7 @@ def exact_outputs(inputs: Inputs, direction: str) -> Exact:
 
 
 def _frames(inputs: Inputs) -> list[Any]:
-    """One call a frame; a temporal attention is one call."""
+    """The calls: one a frame, or one of temporal attention."""
     if not isinstance(inputs, DeformInputs):
         return [inputs]
     names = ("value_NSMD", "reference_NQLR", "offsets_NQMLP2", "logits_NQMLP", "grad_out_NQC")
@@ -93,7 +94,7 @@ def _frames(inputs: Inputs) -> list[Any]:
 def _outputs(
     inputs: Inputs, direction: str, dtype: torch.dtype | None, function: Callable[[Any], Tensor] = by_op
 ) -> tuple[Tensor, ...]:
-    """Of a function, by default the op's definition, in `dtype` or, if None, as the inputs are stored."""
+    """Outputs of a function (the op's reference), in `dtype` or as inputs are stored."""
     if dtype is not None:
         inputs = inputs.to(dtype)
     with definition():
@@ -105,7 +106,7 @@ def _outputs(
 
 
 def _off_centre(inputs: DeformInputs) -> Tensor:
-    """Which offsets put their point beside a pixel centre, along their own axis; [N, Q, M, L, P, 2]."""
+    """Offsets whose point lies beside a pixel centre on their axis [N, Q, M, L, P, 2]."""
     reference = inputs.reference_NQLR.double()[:, :, None, :, None]
     offsets = inputs.offsets_NQMLP2.double()
     sizes = inputs.shapes_L2.flip(1).double()[:, None]

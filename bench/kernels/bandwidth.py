@@ -1,4 +1,4 @@
-"""The memory bandwidth of this machine, as a copy of a buffer far larger than its caches has it."""
+"""Memory bandwidth, measured by copying a buffer far larger than the caches."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ROUNDS = 7
 
 
 def last_level_cache_bytes() -> int:
-    """Of a processor, as Linux tells it (a virtual machine is told the host's); 0 where it does not."""
+    """Size of the last cache as Linux says (of the host in a virtual machine), or 0."""
     sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")] if _CACHES.is_dir() else []
     return max((int(size[:-1]) * _UNITS[size[-1]] for size in sizes if size[-1:] in _UNITS), default=0)
 
 
 def measure_bandwidth(device: str, threads: int, largest_bytes: int | None = None) -> dict[str, Any]:
-    """Bytes read plus bytes written a second by `Tensor.copy_` of one buffer to another, the best of several runs.
+    """Bytes read plus written a second by `Tensor.copy_`, the best of several runs.
 
     Each buffer has four times the bytes of the last cache, or less where memory is short, and then `beyond_caches` is
     false. On a CPU a copy also reads the lines that it writes to; as everywhere (STREAM), this is not counted.
@@ -68,7 +68,7 @@ def _seconds_of_copy(source: torch.Tensor, target: torch.Tensor) -> float:
 
 
 def _available_bytes() -> int:
-    """Memory that can be used without swapping, where Linux tells it; else half of all."""
+    """Memory that can be used without swapping, or half of all if unknown."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

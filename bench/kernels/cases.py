@@ -1,4 +1,4 @@
-"""What the implementations of an op share: the case they all compute, and how a function becomes one of them."""
+"""The case that all implementations of an op compute, and their interface."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class Absent(Exception):
-    """An implementation cannot run here; the message says why."""
+    """An implementation that cannot run here, with the reason."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What all implementations of one comparison share. A call of index i uses input set i."""
+    """The inputs of one comparison. A call of index i uses input set i."""
 
     workload: Workload
     device: str
@@ -39,7 +39,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An implementation ready to be called. `outputs` is out, or the gradients of the inputs' `leaves`."""
+    """An implementation ready to be called.
+
+    `outputs` is out, or the gradients of the inputs' `leaves`."""
 
     call: Callable[[int], tuple[Tensor, ...]]
     allocates: bool = True  # its outputs, at each call
@@ -52,7 +54,7 @@ Prepare = Callable[[Case], Prepared]
 
 
 def by_autograd(function: Callable[[Any], Tensor], note: str = "") -> Callable[[Case], Prepared]:
-    """A differentiable function: called without a graph, or one whose backward pass alone is called."""
+    """A differentiable function, of which the forward or the backward pass is called."""
 
     def prepare(case: Case) -> Prepared:
         if case.direction == "forward":
@@ -88,7 +90,7 @@ def graph(function: Callable[[Any], Tensor], inputs: Inputs) -> tuple[Tensor, li
 
 
 def by_op(inputs: Inputs) -> Tensor:
-    """The op as the model calls it: the kernel where there is one, else its definition."""
+    """The op as the model calls it: the kernel where there is one, else the reference."""
     if isinstance(inputs, DeformInputs):
         return ms_deform_attn(
             inputs.value_NSMD, inputs.shapes_L2, inputs.reference_NQLR, inputs.offsets_NQMLP2, inputs.logits_NQMLP,

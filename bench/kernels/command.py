@@ -1,4 +1,4 @@
-"""`mssts bench kernels`: times of the two ops, our kernels among the others, as docs/benchmarks.md explains."""
+"""`mssts bench kernels`: times of the two ops (see docs/benchmarks.md)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints the table and writes the file. Exit code 1 if an implementation computes wrongly."""
+    """Measures, prints the table and writes the file.
+
+    The exit code is 1 if an implementation computes wrongly."""
     chosen = workloads.chosen_workloads(arguments.workload)
     names = _chosen_implementations(arguments.impl, {workload.op for workload in chosen})
     threads = arguments.threads or [cpu_count()]
@@ -146,7 +148,7 @@ def _measure(
 
 
 def _device(device: str) -> dict[str, Any]:
-    """What runs, and which of our kernels."""
+    """Versions, device and active kernels."""
     from mssts.kernels import library
 
     found = library(device)

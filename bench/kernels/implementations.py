@@ -1,4 +1,4 @@
-"""What `mssts bench kernels` compares, by name; ours, ONNX Runtime's and the copy are here."""
+"""The implementations that `mssts bench kernels` compares, by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _needs_kernel(case: Case) -> None:
 
 
 def _mssts_c(case: Case) -> Prepared:
-    """The kernel by its C function, its outputs allocated once: what a runtime with a memory plan has."""
+    """The kernel by its C function, with outputs allocated once."""
     _needs_kernel(case)
     handle = kernels.library(case.device).handle
     family = "deform_attn" if case.workload.op == "MSDeformAttn" else "temporal_attn"
@@ -132,7 +132,7 @@ def _in_onnx_runtime(case: Case, library: str | None) -> Prepared:
 
 
 def _copy(case: Case) -> Prepared:
-    """Reads half of the bytes that the op must move and writes them elsewhere: a copy that moves as much."""
+    """A copy that moves as many bytes as the op must."""
     size = case.workload.bytes_moved(case.torch_dtype.itemsize, case.direction) // 2
     sources = [torch.zeros(size, dtype=torch.uint8, device=case.device) for _ in case.inputs]
     targets = [torch.zeros_like(source) for source in sources]
@@ -169,5 +169,5 @@ IMPLEMENTATIONS: dict[str, dict[str, Prepare]] = {
         "copy": _copy,
     },
 }
-# What a user without our kernels has; speeds are told as multiples of it.
+# What a user without our kernels has. Speeds are multiples of it.
 OPPONENTS = {"MSDeformAttn": "grid_sample", "SplitTemporalAttn": "pytorch"}

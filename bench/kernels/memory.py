@@ -1,7 +1,7 @@
-"""How much memory a call needs beyond its inputs and outputs, on a CPU: by the process's own high-water mark.
+"""Memory of a call beyond its inputs and outputs, on a processor.
 
-A process of its own, whose malloc returns every larger block to the system at once, so that what one implementation
-has used does not hide what the next one needs.
+By the high-water mark of a process of its own, whose malloc returns every larger block to the system at once, so that
+what one implementation has used does not hide what the next one needs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 def peak_extra_memory(
     workload: str, dtype: str, direction: str, threads: int, names: Sequence[str], seed: int
 ) -> dict[str, float | None]:
-    """MB of each implementation; None where it cannot be told (not Linux, or an implementation that is absent)."""
+    """MB of each implementation, None where unknown (not Linux, or absent)."""
     if not _CLEAR.exists():
         return dict.fromkeys(names)
     words = [workload, dtype, direction, str(threads), str(seed), *names]

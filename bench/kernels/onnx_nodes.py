@@ -1,4 +1,4 @@
-"""One node of ours in ONNX Runtime: by its function body, or by the custom-op library."""
+"""One of our nodes in ONNX Runtime, by function body or by custom-op library."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def one_node_model(op: str, dtype: torch.dtype, attributes: dict[str, int], with
 
 
 def why_no_provider(device: str) -> str:
-    """Why ONNX Runtime cannot run on `device`; empty if it can."""
+    """The reason why ONNX Runtime cannot run on `device`, empty if it can."""
     import onnxruntime
 
     if _PROVIDERS[device] in onnxruntime.get_available_providers():
@@ -57,7 +57,7 @@ def why_no_provider(device: str) -> str:
 
 
 def session(model: onnx.ModelProto, device: str, threads: int, library: str | None, arena: bool) -> Any:
-    """A session of `threads` threads on `device`, on PyTorch's current stream if that is a GPU.
+    """A session on `device`, on PyTorch's current stream if that is a GPU.
 
     With a custom-op `library`, a node that would run elsewhere than on the device is an error.
 
@@ -88,7 +88,7 @@ def session(model: onnx.ModelProto, device: str, threads: int, library: str | No
 
 
 def bound_call(session: Any, op: str, tensors: tuple[torch.Tensor, ...], out: torch.Tensor) -> Callable[[], None]:
-    """A call that reads PyTorch's tensors and writes `out` in place; nothing is copied. Tensors must be contiguous."""
+    """A call that reads PyTorch's contiguous tensors and writes `out`, without copies."""
     import numpy as np
     import onnxruntime
     import torch

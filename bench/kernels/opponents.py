@@ -1,4 +1,4 @@
-"""Other people's ways to compute the two ops: PyTorch's own operations, and the stock CUDA extensions.
+"""Other implementations of the two ops: PyTorch's operations, stock extensions.
 
 All take what the linear layers give. Those whose kernel wants locations and weights get them by PyTorch's own
 operations, as in the code they come from; these are part of their time.
@@ -21,7 +21,7 @@ from mssts.errors import first_line
 
 
 def _locations_and_weights(inputs: DeformInputs) -> tuple[Tensor, Tensor]:
-    """Locations in [0, 1] of each level [N, Q, M, L, P, 2] and softmaxed weights [N, Q, M, L, P], in fp32."""
+    """Locations in [0, 1] of each level and softmaxed weights, in fp32."""
     reference = inputs.reference_NQLR[:, :, None, :, None]
     offsets = inputs.offsets_NQMLP2.float()
     if reference.shape[-1] == 2:
@@ -52,7 +52,7 @@ def _finish(out: Tensor, inputs: DeformInputs) -> Tensor:
 
 
 def grid_sample_stacked(inputs: DeformInputs) -> Tensor:
-    """The released code's order of work: sample every level, stack the samples, weigh and sum them once."""
+    """The released code's order: sample every level, stack, then weigh and sum once."""
     N, Q, M, L, P = inputs.logits_NQMLP.shape
     locations, weights = _locations_and_weights(inputs)
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [N·M, Q, L, P, 2]
@@ -62,7 +62,7 @@ def grid_sample_stacked(inputs: DeformInputs) -> Tensor:
 
 
 def grid_sample(inputs: DeformInputs) -> Tensor:
-    """The same without the stack: each level's samples are weighed and summed at once, so they stay smaller."""
+    """Without the stack: samples of each level are weighed and summed at once."""
     N, Q, M, _, P = inputs.logits_NQMLP.shape
     locations, weights = _locations_and_weights(inputs)
     grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
@@ -74,7 +74,7 @@ def grid_sample(inputs: DeformInputs) -> Tensor:
 
 
 def grid_sample_points_first(inputs: DeformInputs) -> Tensor:
-    """The same with the points as the grid's rows, so that queries are innermost in the sum: the fastest we found."""
+    """With points as the grid's rows, so that queries are innermost: the fastest found."""
     N, Q, M, _, P = inputs.logits_NQMLP.shape
     locations, weights = _locations_and_weights(inputs)
     grids = (2 * locations - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # [N·M, L, P, Q, 2]
@@ -121,12 +121,12 @@ def temporal_by_sdpa(inputs: TemporalInputs) -> Tensor:
 
 
 def deformable_detr(case: Case) -> Prepared:
-    """The stock extension of Deformable DETR, which knows float32 and float64 alone; all frames in one call."""
+    """The stock extension of Deformable DETR (float32 and float64), frames in one call."""
     return _by_located_kernel(case, _deformable_detr_function(case))
 
 
 def deformable_detr_core(case: Case) -> Prepared:
-    """Its kernel alone."""
+    """The stock kernel alone, locations and weights given."""
     return _core(case, _deformable_detr_function(case))
 
 
@@ -150,12 +150,14 @@ def _deformable_detr_function(case: Case) -> Callable[..., Tensor]:
 
 
 def mmcv(case: Case) -> Prepared:
-    """mmcv's kernel. In float32: with 16-bit locations, as its own half mode has them, it would be refused as wrong."""
+    """mmcv's kernel in float32.
+
+    With 16-bit locations, as in its own half mode, it would be refused as wrong."""
     return _by_located_kernel(case, _mmcv_function(case))
 
 
 def mmcv_core(case: Case) -> Prepared:
-    """Its kernel alone."""
+    """mmcv's kernel alone, locations and weights given."""
     return _core(case, _mmcv_function(case))
 
 
@@ -174,7 +176,7 @@ def _by_located_kernel(case: Case, apply: Callable[..., Tensor]) -> Prepared:
 
 
 def _core(case: Case, apply: Callable[..., Tensor]) -> Prepared:
-    """The kernel alone: locations and weights are given. Less than what the others compute."""
+    """A kernel alone, locations and weights given: less than what the others compute."""
     note = "the kernel alone, in float32: locations, softmax and conversions are not part of its time"
     with torch.no_grad():
         given = [(inputs.value_NSMD.float(), *_locations_and_weights(inputs)) for inputs in case.inputs]

@@ -29,7 +29,7 @@ _MOST_SETS = 64
 
 
 def input_sets(workload: Workload, itemsize: int, device: str) -> int:
-    """How many sets of inputs the calls go through: on a GPU so many that none is left in its L2; else one."""
+    """The number of input sets: on a GPU enough to leave none in its L2, else one."""
     if device == "cpu":
         return 1
     cache = torch.cuda.get_device_properties(0).L2_cache_size
@@ -46,7 +46,7 @@ def make_case(workload: Workload, device: str, dtype: str, direction: str, threa
 
 @contextmanager
 def settings(case: Case) -> Iterator[None]:
-    """PyTorch with the case's threads, and on a stream that other runtimes can share (the default one they cannot)."""
+    """PyTorch with the case's threads, on a stream that other runtimes can share."""
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads)
     try:
@@ -152,7 +152,7 @@ def _rounds(
 
 
 class _Turns:
-    """Runs `untimed` calls and then times others one by one → seconds. Goes on through the input sets."""
+    """Seconds of calls, one by one, after `untimed` others."""
 
     def __init__(self, sets: int, on_gpu: bool) -> None:
         self._sets, self._on_gpu, self._next = sets, on_gpu, 0
@@ -175,7 +175,7 @@ class _Turns:
         return seconds
 
     def _events(self, prepared: Prepared, timed: int) -> list[float]:
-        """Times on the device: it is kept busy until all calls are enqueued, so the host's part does not show."""
+        """Times on the device, which is kept busy until all calls are enqueued."""
         events = [torch.cuda.Event(enable_timing=True) for _ in range(timed + 1)]
         torch.cuda.synchronize()
         torch.cuda._sleep(_SLEEP_CYCLES)
@@ -188,7 +188,7 @@ class _Turns:
 
 
 def _cuda_memory(case: Case, prepared: Prepared, name: str) -> float | None:
-    """What PyTorch's allocator held at most during a call beyond its outputs; None where another one is at work."""
+    """Peak of PyTorch's allocator in a call beyond its outputs, None with another."""
     if name.startswith("onnx"):
         return None
     torch.cuda.synchronize()
@@ -224,7 +224,7 @@ def _figures(case: Case, milliseconds: list[float]) -> dict[str, Any]:
 
 
 def _relate(rows: dict[str, dict[str, Any]], op: str) -> None:
-    """Each time beside those of the op's opponent and of the copy."""
+    """Adds each time's ratios to the op's baseline and to the copy."""
     opponent = OPPONENTS[op]
 
     def median(name: str) -> float | None:

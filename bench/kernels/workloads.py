@@ -1,4 +1,4 @@
-"""Calls of the two ops as the models make them: sizes, inputs, and what they must move and compute at least.
+"""Calls of the two ops as the models make them: sizes, inputs, least work.
 
 Letters, as in `mssts.ops`: N frames, S tokens of all levels, Q queries, M heads, D channels a head, L levels, P points,
 R coordinates of a reference; T query frames, U key frames, C = M·D channels.
@@ -39,18 +39,20 @@ class DeformInputs:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What a backward pass gives gradients of (references get none in the model: they are detached)."""
+        """The tensors that get gradients (references are detached in the model)."""
         return self.value_NSMD, self.offsets_NQMLP2, self.logits_NQMLP
 
     def to(self, dtype: torch.dtype) -> DeformInputs:
-        """The same numbers, references too, in another dtype."""
+        """The same inputs in another dtype, references included."""
         names = ("value_NSMD", "reference_NQLR", "offsets_NQMLP2", "logits_NQMLP", "grad_out_NQC")
         return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
 
 
 @dataclass(frozen=True)
 class TemporalInputs:
-    """One call of SplitTemporalAttn. Query, key and value are strided where they are chunks of one linear's output."""
+    """One call of SplitTemporalAttn.
+
+    Query, key and value are strided where they are chunks of one linear layer's output."""
 
     query_BTSC: Tensor
     key_BUSC: Tensor
@@ -60,18 +62,20 @@ class TemporalInputs:
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
-        """What a backward pass gives gradients of."""
+        """The tensors that get gradients."""
         return self.query_BTSC, self.key_BUSC, self.value_BUSC
 
     def to(self, dtype: torch.dtype) -> TemporalInputs:
-        """The same numbers in another dtype."""
+        """The same inputs in another dtype."""
         names = ("query_BTSC", "key_BUSC", "value_BUSC", "grad_out_BTSC")
         return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
 
 
 @dataclass(frozen=True)
 class DeformWorkload:
-    """MSDeformAttn of `frames` frames; `queries` is None in an encoder, where every token is one."""
+    """MSDeformAttn of `frames` frames.
+
+    `queries` is None in an encoder, where every token is one."""
 
     name: str
     frames: int
@@ -105,7 +109,7 @@ class DeformWorkload:
         return self.frames * self.tokens * width, rows * width, rows * len(self.shapes) * coordinates
 
     def bytes_moved(self, itemsize: int, direction: str) -> int:
-        """Every input read once, every output written once; a value that no point touches is counted, too."""
+        """Bytes of every input read once and every output written once."""
         value, out, reference = self._elements()
         read = value + 3 * self.samples
         if direction == "forward":
@@ -113,7 +117,7 @@ class DeformWorkload:
         return itemsize * (2 * read + out) + 4 * reference
 
     def flops(self, direction: str) -> int:
-        """Multiplications and additions of the samples: 4 corners of D channels. Backward, twice that.
+        """FLOPs of the samples: 4 corners of D channels, twice that backward.
 
         The arithmetic of locations and softmax, a few percent, is not counted.
         """
@@ -125,7 +129,7 @@ class DeformWorkload:
         return itemsize * (out if direction == "forward" else value + 3 * self.samples)
 
     def make(self, dtype: torch.dtype, device: str, seed: int) -> DeformInputs:
-        """Random values and logits; points as the model's start, moved by a few pixels.
+        """Random values and logits, with points as at the model's start, moved a little.
 
         In an encoder the references are the centres of all tokens, in a decoder they are random boxes.
         """
@@ -171,7 +175,9 @@ class DeformWorkload:
 
 @dataclass(frozen=True)
 class TemporalWorkload:
-    """SplitTemporalAttn of one clip. `kind` tells how query, key and value lie in memory:
+    """SplitTemporalAttn of one clip.
+
+    `kind` says how query, key and value lie in memory:
 
     `intra`: chunks of one linear's output; `inter`: key and value chunks of one, the query dense, twice as many keys;
     `decoder`: query and key chunks of one, the value dense.
@@ -202,7 +208,7 @@ class TemporalWorkload:
         return itemsize * ((2 * query + 2 * key) if direction == "forward" else (3 * query + 4 * key))
 
     def flops(self, direction: str) -> int:
-        """Multiplications and additions of the two matrix products; backward, of five. The softmax is not counted."""
+        """FLOPs of the two matrix products, five backward, without the softmax."""
         pairs = self.locations * self.frames * self.key_frames * self.heads * self.channels
         return pairs * (4 if direction == "forward" else 10)
 
@@ -242,7 +248,7 @@ def _centres(cells: int) -> Tensor:
 
 
 def _levels(height: int, width: int) -> Shapes:
-    """The four scales of the models, strides 8 to 64, each side rounded up. They are the same for every backbone."""
+    """The four scales of every backbone, strides 8 to 64, each side rounded up."""
     return tuple((-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64))
 
 
@@ -280,7 +286,7 @@ DEFAULT = (
 
 
 def chosen_workloads(names: list[str]) -> list[Workload]:
-    """The workloads of those names, each once; `all` stands for all of them.
+    """The workloads of these names, each once (`all` stands for all).
 
     Raises:
         MsstsError: there is none of a name; the message lists those there are.

@@ -7,6 +7,8 @@ import sys
 
 
 def run_command(*words: object, capture: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs a command of ours in a process of its own, as a user would; `capture` keeps what it prints."""
+    """Runs an `mssts` command in a process of its own.
+
+    `capture` keeps what it prints."""
     program = [sys.executable, "-m", "mssts.cli", *map(str, words)]
     return subprocess.run(program, capture_output=capture, text=True, check=False)

@@ -1,4 +1,4 @@
-"""`mssts evaluate`: YouTube-VIS AP of a results file, or whether a server would take it, offline."""
+"""`mssts evaluate`: YouTube-VIS AP of results, or a check of a submission."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mssts info`: this machine, which kernels and engines work on it, from where, and what to do about the others."""
+"""`mssts info`: the kernels and engines that work here, and how to get the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints what was found; nothing that is missing is an error."""
+    """Prints what was found. Nothing that is missing is an error."""
     engines = {entry.name: entry for entry in _engines()}
     doors = _doors(engines)
     found_gpus, gpu_reason = gpus()
@@ -116,7 +116,9 @@ def _engines() -> list[Entry]:
 
 
 def _imported(module: str, name: str, install: str) -> tuple[Any, str]:
-    """The module, or None and why it is not there. A package whose libraries do not load is not there either."""
+    """The module, or None and the reason.
+
+    A package whose libraries do not load counts as missing."""
     try:
         return importlib.import_module(module), ""
     except ModuleNotFoundError as error:
@@ -197,7 +199,7 @@ def _onnx_runtime(engine: Entry) -> list[Entry]:
 
 
 def _registered(path: str) -> tuple[dict[str, Any], str]:
-    """What ONNX Runtime's library of our ops says of itself after a session took it, or why none does."""
+    """The state of ONNX Runtime's library of our ops after a session has loaded it."""
     import onnxruntime
 
     try:
@@ -250,7 +252,7 @@ def _tensorrt(engine: Entry) -> Entry:
 
 
 def _text(function: Any) -> str:
-    """What a C function without arguments tells of its library."""
+    """The string that a C function without arguments returns."""
     function.restype = ctypes.c_char_p
     return str(function().decode())
 

@@ -88,7 +88,7 @@ RUNNERS = {
 
 
 def runners_of(kind: Kind) -> list[str]:
-    """Names of the runners that take a kind of file; `auto` takes the first where there is no more to choose by."""
+    """Names of the runners that take a kind of file, `auto`'s first choice first."""
     return [name for name, entry in RUNNERS.items() if entry.kind is kind]
 
 
@@ -136,7 +136,7 @@ def load_runner(model: Artefact | Path | str, threads: int | None = None, runner
 def load_engine(
     model: Artefact | Path | str, threads: int | None = None, runner: str = AUTO
 ) -> tuple[Runner, Manifest]:
-    """As `load_runner`, with the model's manifest: the file beside it, or what a checkpoint says of itself.
+    """Loads a runner with the model's manifest, which a checkpoint brings itself.
 
     Raises:
         MsstsError: as `load_runner`, or there is no manifest that names the file.
@@ -150,7 +150,7 @@ def load_engine(
 
 
 def _load_best(artefact: Artefact, threads: int | None) -> Runner:
-    """What `auto` stands for.
+    """The runner that `auto` stands for.
 
     For an ONNX file that is the runner it was made for, where that can run here, else ONNX Runtime's GPU provider where
     it works, then OpenVINO where it is installed and has our kernels, the faster of the two on the one processor that
@@ -171,7 +171,9 @@ def _load_best(artefact: Artefact, threads: int | None) -> Runner:
 
 
 def _has_openvino(artefact: Artefact) -> bool:
-    """Whether OpenVINO is installed, and has our kernels or is the only runtime for the file's precision."""
+    """Whether OpenVINO is installed and better than ONNX Runtime for the file.
+
+    It has our kernels, or is the only runtime for the precision."""
     if importlib.util.find_spec("openvino") is None:
         return False
     precision = artefact.manifest.precision if artefact.manifest else ""
@@ -179,7 +181,7 @@ def _has_openvino(artefact: Artefact) -> bool:
 
 
 def _has_cuda_provider() -> bool:
-    """Whether the ONNX Runtime that is installed was built with its CUDA provider; a GPU may still be missing."""
+    """Whether the installed ONNX Runtime has its CUDA provider (a GPU may be missing)."""
     if importlib.util.find_spec("onnxruntime") is None:
         return False
     import onnxruntime

@@ -1,4 +1,4 @@
-"""How far the answers of two engines are apart, over the instances that both found.
+"""Comparison of two engines' answers, over the instances that both found.
 
 Engines that round differently, or quantise, may find the best K instances in another order, and another K-th. So
 instances are matched first, by label, box and score, and the rest is measured on those pairs.
@@ -73,7 +73,7 @@ class Agreement:
         return (clip, row), (clip, self.rows[clip, row])
 
     def values(self, output: str) -> tuple[np.ndarray, np.ndarray]:
-        """An output of `EngineOutput` for each pair [P, …], of the reference and of the other engine."""
+        """An output for each pair [P, …], of the reference and of the other engine."""
         ours, theirs = self._index
         return getattr(self.reference, output)[ours], getattr(self.found, output)[theirs]
 
@@ -90,20 +90,20 @@ class Agreement:
 
     @property
     def mask_overlap(self) -> tuple[int, int]:
-        """Pixels in the intersections and in the unions of the thresholded masks, of all pairs together."""
+        """Pixels in intersections and unions of the thresholded masks, summed over pairs."""
         reference, found = (logits > 0 for logits in self.values("mask_logits"))
         return int((reference & found).sum()), int((reference | found).sum())
 
     @property
     def mask_ious(self) -> np.ndarray:
-        """IoU of the thresholded masks over a clip, for each pair in which one of the two has a mask."""
+        """IoU of the thresholded masks over a clip, for each pair with a mask."""
         reference, found = (logits > 0 for logits in self.values("mask_logits"))
         axes = tuple(range(1, reference.ndim))
         union = (reference | found).sum(axes)
         return (reference & found).sum(axes)[union > 0] / union[union > 0]
 
     def summary(self) -> dict[str, float]:
-        """The share of instances compared, the greatest differences of scores and boxes, and the difference of masks.
+        """The share of instances compared, and the differences of scores, boxes and masks.
 
         `masks` is the median over the pairs of the rms difference of mask logits, relative to their spread.
         """
@@ -133,7 +133,7 @@ _BOUNDS = {
 
 
 def out_of_bounds(summary: dict[str, float], precision: str) -> str:
-    """What of a summary is too far from PyTorch in fp32 for an engine in `precision`; empty if nothing is."""
+    """The differences that are too great for a precision, empty if none is."""
     wrong = [
         f"{name} differ by {summary[name]:.1e} (bound {bound:.0e})"
         for name, bound in _BOUNDS[precision].items()

@@ -13,7 +13,7 @@ from mssts.manifest import FixedShape
 
 @dataclass(frozen=True)
 class EngineOutput:
-    """The engine's outputs, as `mssts.contract` defines them (B clips, K instances, T frames)."""
+    """The engine's outputs (B clips, K instances, T frames), see `mssts.contract`."""
 
     scores: np.ndarray  # float32 [B, K]
     labels: np.ndarray  # int32 [B, K]
@@ -25,11 +25,17 @@ class Runner(Protocol):
     """A loaded engine. The runners of `mssts.runners` inherit it, for `warm`."""
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
-        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips."""
+        """Runs the engine.
+
+        Args:
+            frames_BTHWC: uint8 RGB.
+            sizes_B2: int32, the valid height and width of each clip.
+        """
 
     def warm(self, shape: FixedShape) -> float:
-        """Runs black frames of a shape once, so that no clip of that shape waits for what is compiled or allocated on
-        its first use; returns the seconds it took.
+        """Runs black frames of a shape once, and returns the seconds that it took.
+
+        After it, no clip of that shape waits for what is compiled or allocated on first use.
 
         Raises:
             MsstsError: as `infer`.
@@ -40,7 +46,7 @@ class Runner(Protocol):
         return time.perf_counter() - start
 
     def describe(self) -> dict[str, Any]:
-        """What runs: name, version, device, precision, threads, which kernels of ours are active."""
+        """Name, version, device, precision, threads and active kernels."""
 
     def close(self) -> None:
         """Frees it."""

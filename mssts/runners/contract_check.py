@@ -12,13 +12,16 @@ from mssts.errors import MsstsError
 def check_contract(
     path: Path, kind: str, found: Iterable[tuple[str, str, int]], expected: Sequence[TensorSpec]
 ) -> None:
-    """Raises MsstsError unless the tensors of a loaded engine are those of this project's engines.
+    """Checks that the tensors of a loaded engine are those of `mssts.contract`.
 
     Args:
         path: the engine's file, for the message.
         kind: input or output, as well.
         found: name, numpy's name of the type, and rank of each.
-        expected: what `mssts.contract` has.
+        expected: those of `mssts.contract`.
+
+        Raises:
+            MsstsError: they are not.
     """
     found_set = {f"{name} {dtype} of rank {rank}" for name, dtype, rank in found}
     expected_set = {f"{spec.name} {spec.dtype} of rank {len(spec.shape)}" for spec in expected}

@@ -1,4 +1,4 @@
-"""Inputs of ONNX Runtime that stay on a GPU (its IOBinding): allocated once for each shape, filled anew each time."""
+"""Input buffers on a GPU for ONNX Runtime (IOBinding), kept for each shape."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Bound:
 
 
 class DeviceBuffers:
-    """Runs a session on buffers of its device. Threads may share it; they take turns.
+    """Runs a session on buffers of its device. Threads may share it and take turns.
 
     Args:
         session: of ONNX Runtime, with the engine's inputs and outputs.

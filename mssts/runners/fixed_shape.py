@@ -1,4 +1,4 @@
-"""Clips of any size for an engine that takes one shape only: padded on the way in, cut on the way out."""
+"""Clips of any size for an engine of one shape: padded before, cut after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mssts.runners.base import EngineOutput, Runner
 
 
 class FixedShapeRunner(Runner):
-    """Another runner, as `mssts.runners.base.Runner` for every input that fits into its engine's shape.
+    """A runner of one shape, for every input that fits into that shape.
 
     Frames are padded below and right, which an engine leaves out of account; a clip that is too short is filled up with
     its last frame, which the frames before see as they would see a scene that stands still. More clips than the engine
@@ -29,7 +29,7 @@ class FixedShapeRunner(Runner):
         self._runner, self._shape, self._path = runner, shape, path
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
-        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+        """Runs the engine, see `Runner.infer`.
 
         Raises:
             MsstsError: they do not fit into the engine's shape; or as the runner itself.
@@ -58,7 +58,7 @@ class FixedShapeRunner(Runner):
         )
 
     def describe(self) -> dict[str, Any]:
-        """What runs, as the runner says it, and `shape`."""
+        """The runner's own description, and `shape`."""
         return {**self._runner.describe(), "shape": str(self._shape)}
 
     def close(self) -> None:
@@ -67,8 +67,11 @@ class FixedShapeRunner(Runner):
 
 
 def pad_to_shape(frames_BTHWC: np.ndarray, sizes_B2: np.ndarray, shape: FixedShape) -> tuple[np.ndarray, np.ndarray]:
-    """Clips that are no larger than `shape`, in that shape: black below and right, the last frame and the last clip
-    again where there are too few. The valid sizes are those of the clips."""
+    """Pads clips to `shape`.
+
+    Black below and right, the last frame and the last clip repeated where there are too few. The valid sizes are those
+    of the clips.
+    """
     clips, frames, height, width, _ = frames_BTHWC.shape
     short = (shape.clips - clips, shape.frames - frames)
     if not any(short) and (height, width) == (shape.height, shape.width):

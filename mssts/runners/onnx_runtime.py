@@ -1,4 +1,4 @@
-"""Runs `model.onnx` in ONNX Runtime: the embedded default, on any CPU; with our kernels where they are built."""
+"""Runs `model.onnx` in ONNX Runtime, with our kernels where they are built."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ERRORS_ONLY = 3  # of ONNX Runtime's log levels
 
 @dataclass(frozen=True)
 class _Kernels:
-    """Which of our kernels a session runs: `names` of their ops, sorted; if none, the `reason`."""
+    """Our kernels in a session: `names` of their ops, or the `reason` for none."""
 
     names: tuple[str, ...] = ()
     instruction_set: str = ""
@@ -121,7 +121,7 @@ class OnnxRuntimeRunner(Runner):
         return options
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
-        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+        """Runs the engine, see `Runner.infer`.
 
         Raises:
             MsstsError: ONNX Runtime failed; the message holds its reason.
@@ -138,8 +138,11 @@ class OnnxRuntimeRunner(Runner):
         return EngineOutput(*outputs)
 
     def describe(self) -> dict[str, Any]:
-        """What runs. `kernels` are our ops that run on our kernels: those the session really made for its nodes, so a
-        name in it is no mere intention. Where it is empty the function bodies run, and `kernels_reason` tells why."""
+        """Runtime, version, device, precision and active kernels.
+
+        `kernels` are the ops for which the session has created our kernels. If it is empty, the function bodies run,
+        and `kernels_reason` says why.
+        """
         return {
             "name": "onnxruntime",
             "version": onnxruntime.__version__,
@@ -152,12 +155,14 @@ class OnnxRuntimeRunner(Runner):
         }
 
     def close(self) -> None:
-        """Frees the session; the runner cannot be used afterwards."""
+        """Frees the session."""
         del self._session, self._buffers
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options of a session that logs errors alone: warnings are about the graph, not for the user."""
+    """Options of a session that logs errors only.
+
+    Warnings are about the graph and not for the user."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY
@@ -165,14 +170,16 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def _configured(providers: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
-    """The providers with their options. fp32 is fp32: ONNX Runtime would multiply matrices in TF32."""
+    """The providers with their options, TF32 off: fp32 means fp32."""
     options = {CUDA[0]: {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}}
     return [(name, options.get(name, {})) for name in providers]
 
 
 @functools.cache
 def _handle(library: Path) -> ctypes.CDLL:
-    """The custom-op library for questions of ours. ONNX Runtime opens the same file again, and gets the same instance.
+    """The custom-op library, to be asked which kernels were created.
+
+    ONNX Runtime opens the same file again, and gets the same instance.
 
     `mssts_onnxruntime_created` tells which kernels sessions created on this thread since its last call: a line for each
     node, of op, device and dtype. A session creates its kernels on the thread that makes it.

@@ -1,4 +1,4 @@
-"""TensorRT's Python module, its messages and the GPU, for whoever builds a plan and for whoever runs one."""
+"""TensorRT's Python module, its messages and the GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # of CUdevice_att
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU of this process; `capability` as in "9.0"."""
+    """The first GPU of this process (`capability` as in "9.0")."""
 
     name: str
     capability: str
@@ -47,7 +47,7 @@ def tensorrt_module(target: str) -> Any:
 
 
 def message_log(trt: Any) -> Any:
-    """A logger for TensorRT that keeps its errors in `errors`, oldest first, and prints nothing."""
+    """A silent logger for TensorRT that keeps its errors, oldest first."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -65,7 +65,7 @@ def message_log(trt: Any) -> Any:
 
 
 def load_plugins(registry: Any) -> Path:
-    """Loads our plugin library into a plugin registry of TensorRT; returns its file.
+    """Loads our plugin library into a plugin registry and returns its file.
 
     Raises:
         MsstsError: the library is absent, or TensorRT does not take it.
@@ -84,7 +84,7 @@ def load_plugins(registry: Any) -> Path:
 
 
 def first_gpu() -> Gpu | None:
-    """The GPU that TensorRT would use, as the driver names it; None without a GPU or a driver."""
+    """The GPU that TensorRT would use, None without a GPU or a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -26,7 +26,7 @@ _KEPT_SHAPES = 2
 
 @dataclass
 class _Bound:
-    """An execution context for one input shape, its buffers, and the CUDA graph of one inference."""
+    """Execution context, buffers and CUDA graph for one input shape."""
 
     context: Any
     host: dict[str, np.ndarray]  # page-locked
@@ -35,7 +35,7 @@ class _Bound:
 
 
 class TensorRtRunner(Runner):
-    """A loaded plan, as `mssts.runners.base.Runner`. Threads may share it; they take turns.
+    """A loaded plan. Threads may share it and take turns.
 
     Args:
         plan: as `Artefact.open` takes it; its manifest lies beside it.
@@ -73,7 +73,7 @@ class TensorRtRunner(Runner):
             raise MsstsError(f"{self._path}: TensorRT cannot load it; build it again here ({self._log.last()})")
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
-        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+        """Runs the engine, see `Runner.infer`.
 
         Raises:
             MsstsError: the shape is outside the plan's profile, or TensorRT failed; the message holds its reason.
@@ -105,7 +105,7 @@ class TensorRtRunner(Runner):
             bound.graph = self._record(bound)
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
-        """The context of an input shape [B, T, H, W, 3], made anew where it is not kept."""
+        """The context of an input shape [B, T, H, W, 3], created where it is not kept."""
         if shape in self._bound:
             self._bound.move_to_end(shape)
             return self._bound[shape]
@@ -150,7 +150,7 @@ class TensorRtRunner(Runner):
             self._cuda.memcpy_dtoh_async(bound.host[spec.name], bound.device[spec.name], self._stream)
 
     def _record(self, bound: _Bound) -> Any:
-        """One inference as a CUDA graph; pycuda has none, so it is cuda-python's."""
+        """One inference as a CUDA graph of cuda-python, since pycuda has none."""
         api = self._runtime_api
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _checked(api.cudaStreamBeginCapture(self._stream.handle, mode))
@@ -169,7 +169,9 @@ class TensorRtRunner(Runner):
             memory.free()
 
     def describe(self) -> dict[str, Any]:
-        """What runs. `kernels` are our ops that run as plugins, as the build checked; else their function bodies do."""
+        """Runtime, version, device, precision and active kernels.
+
+        `kernels` are our ops that run as plugins, as the build checked. The others run as function bodies."""
         built = self._manifest.provenance["engine"]
         nodes = self._manifest.checks.get("network", {}).get("plugins", [])
         gpu = first_gpu()
@@ -185,7 +187,7 @@ class TensorRtRunner(Runner):
         }
 
     def close(self) -> None:
-        """Frees the plan and its memory; the runner cannot be used afterwards."""
+        """Frees the plan and its memory."""
         with self._lock, _Pushed(self._primary):
             while self._bound:
                 self._release(self._bound.popitem()[1])

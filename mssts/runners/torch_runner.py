@@ -1,4 +1,4 @@
-"""Runs a checkpoint in PyTorch, without an export: for research, and wherever there is torch but no engine yet."""
+"""Runs a checkpoint in PyTorch, without an export."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class TorchRunner(Runner):
         device: as PyTorch names it; if None, a GPU if there is one.
         compiled: whether `torch.compile` makes one program of the model, with norms folded into convolutions. It does
             so for each new input shape, in a minute or more, and needs a C++ compiler (on a GPU, Triton).
-        precision: fp32, fp16, bf16, or tf32, which is of a GPU's matrix products in fp32; the model is as an export in
-            that precision has it, with norms folded. If None, fp32 and as it was trained.
+        precision: fp32, fp16, bf16, or tf32 (matrix products in fp32 on a GPU); the model is as in an export of that
+            precision, with norms folded. If None, fp32 and as it was trained.
         channels_last: whether the weights of convolutions are stored channels last.
 
     Raises:
@@ -76,18 +76,17 @@ class TorchRunner(Runner):
         self._run = torch.compile(self._engine, dynamic=False) if compiled else self._engine
 
     def _build(self, loaded: Checkpoint) -> nn.Module:
-        """The module that runs, on the processor: frames and sizes in, `mssts.contract.ENGINE_OUTPUTS` out."""
+        """The module that runs: frames and sizes in, `contract.ENGINE_OUTPUTS` out."""
         engine = Engine(loaded.build(), self._manifest.top_k)
         return deployed(engine, "fp32" if self._precision == _TF32 else self._precision) if self._folded else engine
 
     @property
     def manifest(self) -> Manifest:
-        """What an export's manifest would say: classes, input and windows, as the checkpoint and its preset have them;
-        the artefact is the checkpoint."""
+        """The manifest that an export would have, with the checkpoint as its artefact."""
         return self._manifest
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
-        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+        """Runs the engine, see `Runner.infer`.
 
         Raises:
             MsstsError: PyTorch failed, as where memory does not suffice; the message holds its reason.
@@ -104,8 +103,11 @@ class TorchRunner(Runner):
             raise MsstsError(f"{self._path}: the model failed on frames {shape}: {first_line(error)}") from None
 
     def describe(self) -> dict[str, Any]:
-        """What runs. `kernels` are our ops that run on our kernels; where it is empty their definitions in PyTorch do,
-        and `kernels_reason` tells why."""
+        """Runtime, version, device, precision and active kernels.
+
+        `kernels` are the ops that run on our kernels. If it is empty, their references in PyTorch run, and
+        `kernels_reason` says why.
+        """
         device, reason = self._device.type, why_no_kernel(self._device.type)
         switches = self._switches
         over_time = switches.intra_scale or switches.inter_scale or switches.temporal_decoder
@@ -123,13 +125,15 @@ class TorchRunner(Runner):
         }
 
     def close(self) -> None:
-        """Frees the model; the runner cannot be used afterwards."""
+        """Frees the model."""
         del self._engine, self._run
 
 
 @contextlib.contextmanager
 def _tf32(device: torch.device, allowed: bool) -> Iterator[None]:
-    """Whether a GPU multiplies fp32 matrices in TF32, as PyTorch's convolutions would by default; fp32 means fp32."""
+    """Sets whether a GPU computes fp32 products in TF32.
+
+    PyTorch's convolutions do by default, but fp32 means fp32."""
     if device.type != "cuda":
         yield
         return
