@@ -22,7 +22,7 @@ class DecodedLayer:
 
     instance_BQC: Tensor  # instance features
     boxes_BTQ4: Tensor  # cx cy w h as fractions of the valid size
-    reference_BTQ2: Tensor  # the centres that *entered* the layer; they place the mask head's coordinates
+    reference_BTQR: Tensor  # what *entered* the layer: centres (R = 2) or boxes (R = 4); centres place the mask head
 
 
 class TemporalAttention(nn.Module):
@@ -175,6 +175,6 @@ class Decoder(nn.Module):
             if reference.shape[-1] == 2:
                 anchor = F.pad(anchor, (0, 2))
             boxes = (delta + anchor).sigmoid()
-            layers.append(DecodedLayer(instance, boxes, reference[..., :2]))
+            layers.append(DecodedLayer(instance, boxes, reference))
             reference = boxes.detach()
         return layers

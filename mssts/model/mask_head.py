@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mssts.model.config import ModelConfig
 from mssts.model.layers import MLP, at_least_fp32
+from mssts.ops.exporting import is_exporting
 
 _CHANNELS = 8  # of the dynamic convolutions
 _STRIDE = 8  # of the mask features; masks come out at half of it
@@ -33,9 +34,22 @@ class MaskFeatures(nn.Module):
     def forward(self, fine_NChw: Tensor, middle_NChw: Tensor, coarse_NChw: Tensor) -> Tensor:
         """→ [N, C/32, h, w] at the resolution of `fine`."""
         x = F.relu(self.lay3(coarse_NChw))
-        x = F.relu(self.lay4(middle_NChw + F.interpolate(x, size=middle_NChw.shape[-2:], mode="nearest")))
-        x = F.relu(self.dcn(fine_NChw + F.interpolate(x, size=fine_NChw.shape[-2:], mode="nearest")))
+        x = F.relu(self.lay4(middle_NChw + _as_large_as(middle_NChw, x)))
+        x = F.relu(self.dcn(fine_NChw + _as_large_as(fine_NChw, x)))
         return F.relu(self.lay2(F.relu(self.lay1(x))))
+
+
+def _as_large_as(fine_NChw: Tensor, coarse_NChw: Tensor) -> Tensor:
+    """The coarse map at the resolution of the fine one, by nearest neighbours.
+
+    Sides of n pixels become 2n or 2n − 1, so pixel i takes pixel i // 2. An exported graph is written that way:
+    OpenVINO 2026.4 fuses a Resize with the addition that follows, and the sum is wrong.
+    """
+    h, w = fine_NChw.shape[-2:]
+    if not is_exporting():
+        return F.interpolate(coarse_NChw, size=(h, w), mode="nearest")
+    rows, columns = (torch.arange(side, device=coarse_NChw.device) // 2 for side in (h, w))
+    return coarse_NChw.index_select(3, columns).index_select(2, rows)
 
 
 def mask_feature_channels(config: ModelConfig) -> int:

@@ -104,9 +104,10 @@ class MSSTSVIS(nn.Module):
         """Mask logits [B, K, T, h, w] at stride 4 of the chosen queries, drawn by one decoder layer."""
         decoded = prediction.layers[layer]
         instance = decoded.instance_BQC.gather(1, queries_BK[..., None].expand(-1, -1, self.config.width))
-        T = decoded.reference_BTQ2.shape[1]
-        centre = decoded.reference_BTQ2.gather(2, queries_BK[:, None, :, None].expand(-1, T, -1, 2))
-        return self.mask_head(instance, centre, prediction.sizes_B2, prediction.mask_features_BTChw)
+        T, R = decoded.reference_BTQR.shape[1], decoded.reference_BTQR.shape[3]
+        # Sliced after the gather: OpenVINO 2026.4 drops a slice that comes before it and then refuses the shapes.
+        chosen = decoded.reference_BTQR.gather(2, queries_BK[:, None, :, None].expand(-1, T, -1, R))
+        return self.mask_head(instance, chosen[..., :2], prediction.sizes_B2, prediction.mask_features_BTChw)
 
 
 class _StridedConvolution(nn.Conv2d):

@@ -103,7 +103,6 @@ class OpenVinoRunner(Runner):
     def _read(self) -> openvino.Model:
         try:
             model = self._core.read_model(_inlined(self._path) if self._reason else str(self._path))
-            openvino_repairs.keep_slices(model)
         except MsstsError:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and others
@@ -119,7 +118,6 @@ class OpenVinoRunner(Runner):
             # Read anew: a model that is kept would hold all weights a second time.
             model = self._read()
             model.reshape({contract.FRAMES.name: list(shape), contract.SIZES.name: [shape[0], 2]})
-            openvino_repairs.repair(model)
             # OpenVINO keeps the weights as they were read beside its own packed copy, and never looks at most of them
             # again: where they are pages of the file, those can go.
             return_freed_memory()

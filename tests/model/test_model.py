@@ -10,9 +10,10 @@ from support.model_inputs import build, geometry, images, sizes
 
 from mssts.model.config import BASELINE, Switches, mssts_r50, preset, tiny
 from mssts.model.engine import Engine, normalise
-from mssts.model.mask_head import double_aligned
+from mssts.model.mask_head import MaskFeatures, double_aligned
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.model.split_attention import InterScaleAttention, IntraScaleAttention
+from mssts.ops.exporting import exporting
 
 SMALL = replace(tiny().model, width=64, heads=2, ffn_width=64, queries=6, split_width=16, temporal_width=32)
 
@@ -193,6 +194,19 @@ def test_doubling_keeps_odd_pixels_and_averages_even_ones():
     x = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
     expected = torch.tensor([[1, 1, 2, 3], [1, 1, 2, 3], [3, 3, 4, 5], [5, 5, 6, 7.0]])
     assert torch.equal(double_aligned(x), expected)
+
+
+def test_an_exported_graph_enlarges_feature_maps_as_pytorch_does():
+    """It gathers pixel i // 2 where PyTorch resizes; every height and width that a pair of scales can have."""
+    features = MaskFeatures(tiny().model).eval()
+    with torch.inference_mode():
+        for side in range(1, 34):
+            h, w = side, 35 - side
+            middle, coarse = ((-(-h // s), -(-w // s)) for s in (2, 4))
+            maps = [torch.randn(1, tiny().model.width, *size) for size in ((h, w), middle, coarse)]
+            expected = features(*maps)
+            with exporting():
+                assert torch.equal(features(*maps), expected)
 
 
 def test_unknown_presets_are_told_with_those_there_are():
