@@ -112,7 +112,7 @@ class VideoDataset:
         """
         path = self.frame_path(video, t)
         try:
-            frame = decode_image(path.read_bytes(), self.exif or "apply")
+            frame = decode_image(path.read_bytes(), self.exif or "apply", trusted=True)
         except OSError as error:
             self._refuse_image(video, path, error.strerror or "cannot be read")
         except MsstsError as error:

@@ -171,27 +171,41 @@ def _png_tag(encoded: bytes) -> int | None:
     return 1 if _PNG_END in encoded[-64:] else None
 
 
-def decode_image(encoded: bytes, exif: Exif = "apply") -> np.ndarray:
+def decode_image(encoded: bytes, exif: Exif = "apply", trusted: bool = False) -> np.ndarray:
     """Decodes one JPEG or PNG into RGB uint8 [H, W, 3], turned and mirrored to how it is displayed.
 
     Args:
         encoded: a JPEG or PNG.
         exif: with `ignore`, the pixels as they are stored.
+        trusted: it is of a data set and not of a request, so it may have any size. Other formats that OpenCV reads are
+            taken too, as stored.
 
     Raises:
         MsstsError: corrupt, truncated, or more pixels than `LIMITS.pixels`; refused from the header alone if possible.
     """
+    if trusted and not encoded.startswith((_JPEG_SIGNATURE, _PNG_SIGNATURE)):
+        found = _decode(encoded)
+        if found is None:
+            raise MsstsError("not an image that can be decoded")
+        return found
     height, width = _stored_size(encoded)
-    if height * width > LIMITS.pixels:
+    if height * width > LIMITS.pixels and not trusted:
         raise MsstsError(f"{width}×{height} is more than {LIMITS.pixels} pixels; send smaller frames")
+    rgb_HWC = _decode(encoded)
+    if rgb_HWC is None or rgb_HWC.shape != (height, width, 3):
+        raise MsstsError("a corrupt image: its pixels cannot be decoded")
+    return rgb_HWC if exif == "ignore" else Orientation.from_exif(exif_tag(encoded) or 1).apply(rgb_HWC)
+
+
+def _decode(encoded: bytes) -> np.ndarray | None:
+    """The pixels as stored."""
+    if not encoded:
+        return None
     try:
         bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
-        bgr = None
-    if bgr is None or bgr.shape != (height, width, 3):
-        raise MsstsError("a corrupt image: its pixels cannot be decoded")
-    rgb_HWC = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr)
-    return rgb_HWC if exif == "ignore" else Orientation.from_exif(exif_tag(encoded) or 1).apply(rgb_HWC)
+        return None
+    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr)
 
 
 def encode_jpeg(rgb_HWC: np.ndarray, quality: int) -> bytes:
