@@ -32,8 +32,8 @@ def open_container(path: Path) -> av.container.InputContainer:
         raise MsstsError(f"{path}: not a video that FFmpeg can read ({error.strerror}); {_EXPECTED}") from None
 
 
-def find_film(path: Path) -> tuple[int, str]:
-    """The index of the film among a file's streams, and a line about it if there are others as well.
+def find_film(path: Path, container: av.container.InputContainer) -> tuple[av.VideoStream, str]:
+    """The film among the streams of a file that is open, and a line about it if there are others as well.
 
     Cover pictures and thumbnails are none. Of several streams, one with more than one frame goes first, then one that
     the file marks as default, then one that is not much shorter than the longest, then the largest, then the first.
@@ -41,32 +41,30 @@ def find_film(path: Path) -> tuple[int, str]:
     Raises:
         MsstsError: there is no film: sound with a cover, a text, or nothing of that.
     """
-    with open_container(path) as container:
-        streams = container.streams.video
-        if not streams:
-            raise MsstsError(f"{path}: has no video stream, or one without frames; {_EXPECTED}")
-        films = [stream for stream in streams if not int(stream.disposition) & _NO_FILM]
-        if any(_codec(stream) in _TEXT_CODECS for stream in streams):
-            raise MsstsError(f"{path}: a text, which FFmpeg would draw as pictures, and no video; {_EXPECTED}")
-        if not films:
-            with_sound = "sound with a picture" if container.streams.audio else "a picture"
-            raise MsstsError(f"{path}: {with_sound} and no film; {_EXPECTED}")
-        if len(films) == 1:
-            beside_sound = container.streams.audio and _codec(films[0]) in _PICTURE_CODECS
-            if beside_sound and _frame_counts(path, films)[films[0].index] == 1:
-                raise MsstsError(f"{path}: sound with a picture and no film; {_EXPECTED}")
-            return films[0].index, ""
-        counts = _frame_counts(path, films)
+    streams = container.streams.video
+    if not streams:
+        raise MsstsError(f"{path}: has no video stream, or one without frames; {_EXPECTED}")
+    if any(_codec(stream) in _TEXT_CODECS for stream in streams):
+        raise MsstsError(f"{path}: a text, which FFmpeg would draw as pictures, and no video; {_EXPECTED}")
+    films = [stream for stream in streams if not int(stream.disposition) & _NO_FILM]
+    sound = bool(container.streams.audio)
+    doubtful = sound and len(films) == 1 and _codec(films[0]) in _PICTURE_CODECS
+    counts = _frame_counts(path, films) if len(films) > 1 or doubtful else {}
+    only_picture = doubtful and counts[films[0].index] == 1
+    if not films or only_picture:
+        raise MsstsError(f"{path}: a picture{' with sound' if sound else ''} and no film; {_EXPECTED}")
+    if len(films) == 1:
+        return films[0], ""
 
-        def rank(stream: av.VideoStream) -> tuple[bool, bool, bool, int, int]:
-            frames, default = counts[stream.index], bool(int(stream.disposition) & _DEFAULT)
-            long = 2 * frames >= max(counts.values())
-            return frames > 1, default, long, stream.width * stream.height, -stream.index
+    def rank(stream: av.VideoStream) -> tuple[bool, bool, bool, int, int]:
+        frames, default = counts[stream.index], bool(int(stream.disposition) & _DEFAULT)
+        long = 2 * frames >= max(counts.values())
+        return frames > 1, default, long, stream.width * stream.height, -stream.index
 
-        film = max(films, key=rank)
-        others = sum(counts[stream.index] > 1 for stream in films if stream is not film)
-        size = size_text((film.height, film.width))
-        return film.index, f"{others + 1} films in one file; read is stream {film.index} of {size}" if others else ""
+    film = max(films, key=rank)
+    others = sum(counts[stream.index] > 1 for stream in films if stream is not film)
+    size = size_text((film.height, film.width))
+    return film, f"{others + 1} films in one file; read is stream {film.index} of {size}" if others else ""
 
 
 def _codec(stream: av.VideoStream) -> str:

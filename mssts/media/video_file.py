@@ -36,10 +36,7 @@ def open_video_file(path: Path) -> Video:
     Raises:
         MsstsError: no video that FFmpeg reads, none with a film in it, or its first frame is broken.
     """
-    index, note = find_film(path)
-    film = _Film(path, index)
-    if note:
-        film.notes.append(note)
+    film = _Film(path)
     first = next(film.frames(), None)
     if first is None:
         raise MsstsError(f"{path}: a video without frames; expected at least one")
@@ -77,7 +74,7 @@ class _Clock:
 
 
 class _Film:
-    """The film of a file: its stream `index`.
+    """The film of a file.
 
     Attributes:
         fps: frames a second on average, None if the file does not tell.
@@ -85,26 +82,27 @@ class _Film:
         notes: complete when `frames()` has come to its end.
     """
 
-    def __init__(self, path: Path, index: int) -> None:
-        self.notes: list[str] = []
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._index = index
-        with self._opened() as (container, stream):
+        with open_container(path) as container:
+            stream, note = find_film(path, container)
             if stream.codec_context is None:
                 raise MsstsError(f"{path}: FFmpeg has no decoder for its film; convert it to an mp4 of H.264")
             formats = set(container.format.name.split(","))
             start = container.start_time or 0
+            self.notes = [note] if note else []
             self.fps = float(stream.average_rate) if stream.average_rate else None
             self.claimed_frames = stream.frames or None
-            self._time_base = Fraction(stream.time_base or 0)
-            self._aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-            self._claimed_end: float | None = None
-            if formats & _STATE_DURATION and container.duration and not stream.frames:
-                self._claimed_end = (container.duration + start) / _MICROSECONDS
             # An edit list leaves out frames that are in the file: the index holds what is to be read.
             entries = len(getattr(stream, "index_entries", ()))
             if "mov" in formats and entries and stream.frames:
                 self.claimed_frames = min(stream.frames, entries)
+            self._index = stream.index
+            self._time_base = Fraction(stream.time_base or 0)
+            self._aspect = Fraction(stream.sample_aspect_ratio or 1)
+            self._claimed_end: float | None = None
+            if formats & _STATE_DURATION and container.duration and not stream.frames:
+                self._claimed_end = (container.duration + start) / _MICROSECONDS
 
     def frames(self) -> Iterator[Frame]:
         """The frames as displayed.
