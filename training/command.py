@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mssts.commands.options import add_exif
+
 HELP = "train a preset on YouTube-VIS videos, on COCO images, or on both"
 
 
@@ -18,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coco", type=Path, metavar="FILE", help="COCO instances, alone or in addition, as pseudo clips"
     )
     parser.add_argument("--coco-images", type=Path, metavar="DIR", help="their images (default: as COCO lays them out)")
+    add_exif(parser)
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out stopped")
     start = parser.add_mutually_exclusive_group()
@@ -74,7 +77,7 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
         config = replace(config, checkpoint_activations=True)
     if not arguments.resume and (arguments.out / STATE_FILE).exists():
         raise MsstsError(f"{arguments.out}: holds a run already; pass --resume to go on with it, or another --out")
-    data = training_data(config, arguments.seed, arguments.data, arguments.coco, arguments.coco_images)
+    data = training_data(config, arguments.seed, arguments.data, arguments.coco, arguments.coco_images, arguments.exif)
     say(data.summary)
     chosen = chosen.with_classes(len(data.categories))
     trainer = Trainer(

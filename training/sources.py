@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mssts.data.clips import ClipDataset, ClipSource
@@ -13,6 +13,7 @@ from mssts.data.videos import read_videos
 from mssts.data.youtube_vis import VideoDataset
 from mssts.errors import MsstsError
 from mssts.manifest import Category
+from mssts.media.orientation import Exif
 from mssts.training.config import TrainConfig
 
 
@@ -26,7 +27,12 @@ class TrainingData:
 
 
 def training_data(
-    config: TrainConfig, seed: int, data: Path | None, coco: Path | None = None, coco_images: Path | None = None
+    config: TrainConfig,
+    seed: int,
+    data: Path | None,
+    coco: Path | None = None,
+    coco_images: Path | None = None,
+    exif: Exif | None = None,
 ) -> TrainingData:
     """Reads what is to be trained on and looks whether its images are there.
 
@@ -39,6 +45,8 @@ def training_data(
         data: a YouTube-VIS or COCO-video file, or the folder of its `instances.json`.
         coco: a COCO instance segmentation file.
         coco_images: the folder of its images (default: as `read_coco` finds it).
+        exif: whether masks are those of the images with their EXIF orientation applied or ignored; an image that has
+            one is refused if None.
 
     Raises:
         MsstsError: there is nothing to train on, a file is broken, or an image is missing.
@@ -51,13 +59,13 @@ def training_data(
     summary = []
     videos: VideoDataset | None = None
     if data is not None:
-        videos = read_videos(data / "instances.json" if data.is_dir() else data)
+        videos = replace(read_videos(data / "instances.json" if data.is_dir() else data), exif=exif)
         videos.check_images()
         sources.append(ClipDataset(videos, config.transform, config.clip_frames, seed, every_frame=config.every_frame))
         summary.append(f"{len(sources[0])} clips an epoch of {len(videos.videos)} videos ({videos.source})")
     categories = videos.categories if videos is not None else ()
     if coco is not None:
-        images = read_coco(coco, coco_images)
+        images = replace(read_coco(coco, coco_images), exif=exif)
         left_out = ""
         if videos is None:
             categories = images.categories

@@ -101,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     write_json(out / REPORT, report)
     _write_sheet(predicted, out)
     _table(predicted, metrics, latency, out)
+    for line in predicted.warnings():
+        print(line, file=sys.stderr)
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mssts.artefact import Kind
+from mssts.commands.options import add_exif
 from mssts.runners import AUTO, runner_help
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--zip", dest="archive", action="store_true", help="write results.zip too, for the evaluation server"
     )
+    add_exif(parser)
     transfer = parser.add_mutually_exclusive_group()
     transfer.add_argument(
         "--jpeg", dest="transfer", action="store_const", const="jpeg", default="auto",
@@ -69,11 +72,13 @@ def run(arguments: argparse.Namespace) -> None:
         whole_video=arguments.whole_video,
         archive=arguments.archive,
     )
-    source = open_source(arguments.source)
+    source = open_source(arguments.source, arguments.exif)
     target = "grpc://" + arguments.url.removeprefix("grpc://") if arguments.url else arguments.model
     with load(target, runner=arguments.runner) as segmenter:
         report = predict(source, segmenter, out, options)
     _print_summary(report, out, arguments.archive)
+    for line in report.warnings():
+        print(line, file=sys.stderr)
 
 
 def _shard(text: str) -> tuple[int, int]:

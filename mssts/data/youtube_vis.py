@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-import cv2
 import numpy as np
 import pycocotools.mask
 
@@ -20,6 +19,8 @@ from mssts.data.rle import read_rle
 from mssts.errors import MsstsError
 from mssts.files import read_json
 from mssts.manifest import Category
+from mssts.media.images import decode_image, file_exif_tag
+from mssts.media.orientation import Exif
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Track:
 class VideoDataset:
     """A data set as its file describes it. `tracks` is empty where the file has no annotations (a test split).
 
-    A data set of images is `still`: each image is a video of one frame.
+    A data set of images is `still`: each image is a video of one frame. `exif` says whether masks and sizes
+    are those of the images with their EXIF orientation applied or ignored, None if nobody said so (most have none).
     """
 
     source: Path
@@ -67,6 +69,7 @@ class VideoDataset:
     videos: tuple[Video, ...]
     tracks: tuple[Track, ...]
     still: bool = False
+    exif: Exif | None = None
 
     @cached_property
     def videos_by_id(self) -> dict[int, Video]:
@@ -109,14 +112,11 @@ class VideoDataset:
         """
         path = self.frame_path(video, t)
         try:
-            encoded = np.frombuffer(path.read_bytes(), np.uint8)
+            frame = decode_image(path.read_bytes(), self.exif or "apply", trusted=True)
         except OSError as error:
             self._refuse_image(video, path, error.strerror or "cannot be read")
-        # Frames are stored upright as annotated; an EXIF orientation would turn them away from their masks.
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        frame = cv2.imdecode(encoded, flags) if encoded.size else None
-        if frame is None:
-            self._refuse_image(video, path, "not an image that can be decoded")
+        except MsstsError as error:
+            self._refuse_image(video, path, str(error))
         if frame.shape[:2] != (video.height, video.width):
             size = f"{frame.shape[1]}x{frame.shape[0]}"
             self._refuse_image(video, path, f"{size} pixels, expected {video.width}x{video.height}")
@@ -126,13 +126,20 @@ class VideoDataset:
         """Looks whether every frame's image is there, without decoding it.
 
         Raises:
-            MsstsError: one is missing; the message names it.
+            MsstsError: one is missing, or has an EXIF orientation while the data set has masks and `exif` is None: some
+                tools draw masks on the picture turned, others as stored. The message names it.
         """
+        ambiguous = self.exif is None and bool(self.tracks)
         for video in self.videos:
             for t in range(video.length):
                 path = self.frame_path(video, t)
                 if not path.is_file():
                     self._refuse_image(video, path, "no such image")
+                if ambiguous and (tag := file_exif_tag(path)) != 1:
+                    raise MsstsError(
+                        f"{path}: has EXIF orientation {tag}, and {self.source.name} does not say whether its masks "
+                        "are of the picture turned or as stored; pass --exif apply or --exif ignore"
+                    )
 
     def _refuse_image(self, video: Video, path: Path, problem: str) -> NoReturn:
         listed = f"image {video.id}" if self.still else f"a frame of video {video.id}"

@@ -17,6 +17,8 @@ from mssts.files import atomic_path, reason
 
 _BT709 = 1  # the code of BT.709 for primaries, transfer and matrix alike (ITU-T H.273)
 _OPTIONS = {"crf": "20", "preset": "veryfast"}
+_TICKS = 1000  # of the clock, a frame at the constant rate
+_ROUNDING_SECONDS = 0.0006  # of the times that Matroska and FLV store, in milliseconds
 
 
 class VideoWriter:
@@ -27,7 +29,7 @@ class VideoWriter:
 
     Args:
         path: the file.
-        fps: frames a second.
+        fps: frames a second, where frames come without a time.
         size: height and width of the frames.
 
     Raises:
@@ -42,36 +44,58 @@ class VideoWriter:
         self._rate = Fraction(fps).limit_denominator(1001)
         self._size = size
         self._frames = 0
+        self._ticks = -1  # at which the last frame is shown
         self._resources = ExitStack()
 
     def __enter__(self) -> VideoWriter:
         with self._refusing(), ExitStack() as resources:
             temporary = resources.enter_context(atomic_path(self._path))
             options = {"movflags": "+faststart"}
-            self._container = resources.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
+            # FFmpeg takes what is before a colon for a protocol, unless it stands behind a slash.
+            file = str(temporary.absolute())
+            self._container = resources.enter_context(av.open(file, "w", format="mp4", options=options))
             self._stream = self._container.add_stream("libx264", self._rate, options=_OPTIONS)
             height, width = self._size
             self._stream.height, self._stream.width = height + height % 2, width + width % 2
             self._stream.pix_fmt = "yuv420p"
             context = self._stream.codec_context
+            context.time_base = self._tick
             context.color_primaries = context.color_trc = context.colorspace = _BT709
             context.color_range = ColorRange.MPEG
             resources.push(self._finish)
             self._resources = resources.pop_all()
         return self
 
-    def write(self, frame_HWC: np.ndarray) -> None:
-        """Appends a frame, RGB uint8 of the size given."""
+    def write(self, frame_HWC: np.ndarray, time: float | None = None) -> None:
+        """Appends a frame, RGB uint8 of the size given.
+
+        Args:
+            frame_HWC: the frame.
+            time: when it is shown, in seconds; if None, one frame's time after the one before.
+        """
         if frame_HWC.shape != (*self._size, 3):
             raise ValueError(f"a frame of shape {frame_HWC.shape} does not fit a video of size {self._size}")
         height, width = self._size
         padded = np.pad(frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(padded, "rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-        frame.pts, frame.time_base = self._frames, 1 / self._rate
+        self._ticks = self._place(time)
+        frame.pts, frame.time_base, frame.duration = self._ticks, self._tick, _TICKS
         with self._refusing():
             self._container.mux(self._stream.encode(frame))
         self._frames += 1
+
+    @property
+    def _tick(self) -> Fraction:
+        return 1 / (self._rate * _TICKS)
+
+    def _place(self, time: float | None) -> int:
+        """The tick at which a frame is shown: that of the constant rate if `time` is no further off than rounding."""
+        if time is None:
+            return self._ticks + _TICKS if self._frames else 0
+        nearest = round(time * self._rate) * _TICKS
+        off_grid = abs(time - float(nearest * self._tick)) > _ROUNDING_SECONDS
+        return max(self._ticks + 1, round(time / self._tick) if off_grid else nearest)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

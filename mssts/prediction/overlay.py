@@ -11,7 +11,7 @@ import numpy as np
 
 from mssts.manifest import Category
 from mssts.media.rendering import VisibleInstance, contact_sheet, draw_instances, legible_scale, write_png
-from mssts.media.sources import Video
+from mssts.media.video import Frame, Video
 from mssts.media.video_writer import VideoWriter
 from mssts.prediction.tracking import TrackedInstance
 
@@ -50,15 +50,15 @@ class Overlay:
         self._writer.__enter__()
         return self
 
-    def add(self, rgb_HWC: np.ndarray, tracked: Sequence[TrackedInstance]) -> None:
-        """Draws the next frame with the tracks visible in it, best first."""
+    def add(self, frame: Frame, tracked: Sequence[TrackedInstance]) -> None:
+        """Draws the next frame with the tracks visible in it, best first. It is shown at its own time."""
         visible = [
             VisibleInstance(item.track_id, self._categories[item.label].name, item.score, item.rle, item.box)
             for item in tracked
             if item.score >= self._score_threshold
         ]
-        image = draw_instances(rgb_HWC, visible, self._scale)
-        self._writer.write(image)
+        image = draw_instances(frame.rgb_HWC, visible, self._scale)
+        self._writer.write(image, frame.time)
         self._sheet.add(image)
 
     def __exit__(

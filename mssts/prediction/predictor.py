@@ -16,7 +16,8 @@ from tqdm import tqdm
 from mssts.errors import MsstsError
 from mssts.files import reason, write_json
 from mssts.media.images import encode_jpeg
-from mssts.media.sources import Frame, Video, VideoSource, open_source
+from mssts.media.sources import VideoSource, open_source
+from mssts.media.video import Frame, Video, has_variable_rate
 from mssts.prediction.overlay import Overlay
 from mssts.prediction.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
 from mssts.prediction.tracking import Linker, Track, windows
@@ -71,7 +72,21 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What became of one video. `overlay` and `contact_sheet` are file names in the output folder, None without."""
+    """What became of one video.
+
+    Attributes:
+        id: the video's.
+        name: the video's.
+        frames: that were read.
+        clips: the windows they were cut into.
+        tracks: in the results.
+        overlay: file name in the output folder, None without pictures.
+        contact_sheet: likewise.
+        fps: frames a second on average, None where the source does not tell.
+        variable_frame_rate: whether intervals differ.
+        times: of each frame in seconds from the first, where they do; else None.
+        notes: what is doubtful, a line each: frames that are missing or damaged, other films in the file.
+    """
 
     id: int
     name: str
@@ -80,6 +95,10 @@ class VideoReport:
     tracks: int
     overlay: str | None
     contact_sheet: str | None
+    fps: float | None = None
+    variable_frame_rate: bool = False
+    times: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,10 @@ class PredictReport:
     def clips_per_second(self) -> float:
         """Clips a second, from end to end."""
         return self.clips / self.seconds
+
+    def warnings(self) -> list[str]:
+        """The notes of all videos, a line each."""
+        return [f"warning: {video.name}: {note}" for video in self.videos for note in video.notes]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value, with the rates."""
@@ -221,6 +244,7 @@ def _predict_video(
 ) -> tuple[list[Track], VideoReport]:
     linker = Linker()
     clips = covered = 0
+    times: list[float | None] = []
     with _opened(overlay, clock):
         waiting: list[Frame] = []  # of the last window, not drawn yet: the next one may change them
         waiting_start = 0
@@ -235,12 +259,15 @@ def _predict_video(
             with clock.stage("link"):
                 linker.add(start, len(frames), found)
             clips += 1
+            times += [frame.time for frame in frames[covered - start :]]
             bar.update(start + len(frames) - covered)
             covered = start + len(frames)
         if overlay is not None:
             _draw(overlay, waiting, waiting_start, linker, clock)
     with clock.stage("link"):
         tracks = linker.tracks()[:_MAX_TRACKS]
+    known = [round(time, 6) for time in times if time is not None]
+    varies = len(known) == len(times) and has_variable_rate(known)
     report = VideoReport(
         id=video.id,
         name=video.name,
@@ -249,6 +276,10 @@ def _predict_video(
         tracks=len(tracks),
         overlay=overlay.video_path.name if overlay else None,
         contact_sheet=overlay.sheet_path.name if overlay else None,
+        fps=video.fps,
+        variable_frame_rate=varies,
+        times=tuple(known) if varies else None,
+        notes=tuple(video.notes),
     )
     return tracks, report
 
@@ -292,7 +323,7 @@ def _opened(overlay: Overlay | None, clock: _Clock) -> Iterator[None]:
 def _draw(overlay: Overlay, frames: Sequence[Frame], start: int, linker: Linker, clock: _Clock) -> None:
     with clock.stage("render"):
         for t, frame in enumerate(frames, start):
-            overlay.add(frame.rgb_HWC, linker.visible(t))
+            overlay.add(frame, linker.visible(t))
 
 
 def _clip(frames: Sequence[Frame], transfer: str) -> np.ndarray | list[bytes]:

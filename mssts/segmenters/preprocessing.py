@@ -131,7 +131,9 @@ def engine_input(
     if size == (height, width):
         return np.ascontiguousarray(frames_THWC)[None], sizes_B2
     resized_THWC = np.empty((frames, *size, 3), np.uint8)
-    # Averaging over the area keeps a shrunk frame from aliasing; it has no meaning for an enlarged one.
+    # Averaging over the area keeps a shrunk frame from aliasing; it has no meaning for an enlarged one. The released
+    # code resizes by Pillow's bilinear filter, which widens as far as the frame shrinks: it does not alias either, and
+    # is a little softer than area averages.
     interpolation = cv2.INTER_AREA if size[0] * size[1] < height * width else cv2.INTER_LINEAR
     for source_HWC, target_HWC in zip(frames_THWC, resized_THWC, strict=True):
         cv2.resize(source_HWC, size[::-1], dst=target_HWC, interpolation=interpolation)
