@@ -20,6 +20,7 @@ _PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "pycocotools",
+    "rlemasklib",
 )
 
 
