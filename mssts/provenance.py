@@ -19,6 +19,7 @@ _PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "pycocotools",
+    "rlemasklib",
 )
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pycocotools.mask
 from tqdm import tqdm
 
+from mssts import masks
 from mssts.data.fields import Field, check_unique, read_box, read_category, read_flag, read_path
-from mssts.data.rle import read_rle
 from mssts.data.youtube_vis import Track, Video, VideoDataset
 from mssts.data.youtube_vis_classes import YOUTUBE_VIS_2019, YOUTUBE_VIS_2021
 from mssts.errors import MsstsError
@@ -103,17 +102,15 @@ def _read_annotation(field: Field, pictures: Mapping[int, Video], category_ids: 
         image_id.fail(f"is {image_id.value}, which no entry of images has")
     if category_id.integer() not in category_ids:
         category_id.fail(f"is {category_id.value}, which no entry of categories has")
-    height, width = picture.height, picture.width
-    rle = read_rle(field.get("segmentation"), f"image {picture.id}", height, width)
-    whole = {"size": [height, width], "counts": rle}
+    rle = masks.read_mask(field.get("segmentation"), f"image {picture.id}", picture.size)
     bbox, area, crowd = (field.get_optional(key) for key in ("bbox", "area", "iscrowd"))
     return Track(
         id=field.get("id").integer(),
         video_id=picture.id,
         category_id=category_id.value,
         rles=(rle,),
-        bboxes=(tuple(pycocotools.mask.toBbox(whole).tolist()) if bbox is None else read_box(bbox),),
-        areas=(float(pycocotools.mask.area(whole)) if area is None else area.number(),),
+        bboxes=(masks.box(rle, picture.size) if bbox is None else read_box(bbox),),
+        areas=(float(masks.areas([rle], picture.size)[0]) if area is None else area.number(),),
         iscrowd=crowd is not None and read_flag(crowd),
     )
 

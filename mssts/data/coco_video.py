@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pycocotools.mask
 from tqdm import tqdm
 
+from mssts import masks
 from mssts.data.fields import Box, Field, check_unique, read_box, read_category, read_flag, read_path
-from mssts.data.rle import read_rle
 from mssts.data.youtube_vis import Track, Video, VideoDataset, images_folder
 from mssts.files import read_json
 
@@ -136,9 +135,8 @@ def _read_track(identity: int, found: _Object) -> Track:
         segmentation, bbox, area = entry.get("segmentation"), entry.get_optional("bbox"), entry.get_optional("area")
         if segmentation.value is None:  # listed, but not visible
             continue
-        rle = read_rle(segmentation, f"image {entry.value['image_id']}", video.height, video.width)
-        whole = {"size": [video.height, video.width], "counts": rle}
+        rle = masks.read_mask(segmentation, f"image {entry.value['image_id']}", video.size)
         rles[t] = rle
-        bboxes[t] = tuple(pycocotools.mask.toBbox(whole).tolist()) if bbox is None else read_box(bbox)
-        areas[t] = float(pycocotools.mask.area(whole)) if area is None else area.number()
+        bboxes[t] = masks.box(rle, video.size) if bbox is None else read_box(bbox)
+        areas[t] = float(masks.areas([rle], video.size)[0]) if area is None else area.number()
     return Track(identity, video.id, found.category_id, tuple(rles), tuple(bboxes), tuple(areas), found.iscrowd)

@@ -21,9 +21,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask
 from tqdm import tqdm
 
+from mssts import masks
 from mssts.errors import MsstsError
 from mssts.files import reason, write_text
 from mssts.manifest import Category
@@ -313,9 +313,9 @@ def render_video(config: MovingShapesConfig, seed: int, index: int) -> MovingSha
 def _annotation(mask_THW: np.ndarray, label: int, identity: int, video_id: int) -> dict[str, Any]:
     """The YouTube-VIS annotation of one object."""
     height, width = mask_THW.shape[1:]
-    rles = pycocotools.mask.encode(np.asfortranarray(mask_THW.transpose(1, 2, 0).view(np.uint8)))
-    areas = pycocotools.mask.area(rles).tolist()
-    bboxes = pycocotools.mask.toBbox(rles).tolist()
+    size = (height, width)
+    rles = [masks.encode(mask_HW) for mask_HW in mask_THW]
+    areas = masks.areas(rles, size).tolist()
     return {
         "id": identity,
         "video_id": video_id,
@@ -323,11 +323,8 @@ def _annotation(mask_THW: np.ndarray, label: int, identity: int, video_id: int) 
         "iscrowd": 0,
         "height": height,
         "width": width,
-        "segmentations": [
-            {"size": [height, width], "counts": rle["counts"].decode("ascii")} if area else None
-            for rle, area in zip(rles, areas, strict=True)
-        ],
-        "bboxes": [bbox if area else None for bbox, area in zip(bboxes, areas, strict=True)],
+        "segmentations": [masks.to_json(rle, size) if area else None for rle, area in zip(rles, areas, strict=True)],
+        "bboxes": [masks.box(rle, size) if area else None for rle, area in zip(rles, areas, strict=True)],
         "areas": [area or None for area in areas],
     }
 

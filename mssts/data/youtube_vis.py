@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import pycocotools.mask
 
+from mssts import masks
 from mssts.data.fields import Box, Field, check_unique, read_box, read_category, read_flag, read_path
-from mssts.data.rle import read_rle
 from mssts.errors import MsstsError
 from mssts.files import read_json
 from mssts.manifest import Category
@@ -31,6 +30,11 @@ class Video:
     width: int
     height: int
     file_names: tuple[str, ...]
+
+    @property
+    def size(self) -> masks.Size:
+        """Height and width of its frames."""
+        return self.height, self.width
 
     @property
     def length(self) -> int:
@@ -97,8 +101,8 @@ class VideoDataset:
         video = self.videos_by_id[track.video_id]
         rle = track.rles[t]
         if rle is None:
-            return np.zeros((video.height, video.width), bool)
-        return pycocotools.mask.decode({"size": [video.height, video.width], "counts": rle}).view(bool)
+            return np.zeros(video.size, bool)
+        return masks.decode(rle, video.size)
 
     def frame_path(self, video: Video, t: int) -> Path:
         """Where the image of frame `t` lies."""
@@ -210,13 +214,12 @@ def to_youtube_vis(dataset: VideoDataset) -> dict[str, Any]:
 
 
 def _track_entry(track: Track, video: Video) -> dict[str, Any]:
-    size = [video.height, video.width]
     return {
         "id": track.id,
         "video_id": track.video_id,
         "category_id": track.category_id,
         "iscrowd": int(track.iscrowd),
-        "segmentations": [None if rle is None else {"size": size, "counts": rle.decode("ascii")} for rle in track.rles],
+        "segmentations": [masks.to_json(rle, video.size) for rle in track.rles],
         "bboxes": [None if bbox is None else list(bbox) for bbox in track.bboxes],
         "areas": list(track.areas),
     }
@@ -247,10 +250,9 @@ def _read_track(field: Field, videos: dict[int, Video], category_ids: set[int]) 
     crowd = field.get_optional("iscrowd")
 
     rles = tuple(
-        None if entry.value is None else read_rle(entry, f"video {video.id}", video.height, video.width)
+        None if entry.value is None else masks.read_mask(entry, f"video {video.id}", video.size)
         for entry in _frames(field.get("segmentations"), video)
     )
-    whole = [None if rle is None else {"size": [video.height, video.width], "counts": rle} for rle in rles]
     bboxes, areas = field.get_optional("bboxes"), field.get_optional("areas")
     return Track(
         id=field.get("id").integer(),
@@ -258,12 +260,12 @@ def _read_track(field: Field, videos: dict[int, Video], category_ids: set[int]) 
         category_id=category_id.value,
         rles=rles,
         bboxes=tuple(
-            [None if rle is None else tuple(pycocotools.mask.toBbox(rle).tolist()) for rle in whole]
+            [None if rle is None else masks.box(rle, video.size) for rle in rles]
             if bboxes is None
             else [None if entry.value is None else read_box(entry) for entry in _frames(bboxes, video)]
         ),
         areas=tuple(
-            [None if rle is None else float(pycocotools.mask.area(rle)) for rle in whole]
+            [None if rle is None else float(masks.areas([rle], video.size)[0]) for rle in rles]
             if areas is None
             else [None if entry.value is None else entry.number() for entry in _frames(areas, video)]
         ),

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
+from mssts import masks
 from mssts.data.videos import read_youtube_vis_value
 from mssts.evaluation.metrics import CategoryMetrics, Metrics
 from mssts.evaluation.tracks import GroundTruth, Track, read_ground_truth, read_predictions
@@ -58,11 +58,10 @@ def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | li
         objects[track.category_id] += not track.is_crowd
     precision_TRKAM = evaluator.eval["precision"]  # T thresholds, R recalls, K categories, A sizes, M prediction limits
     per_category = []
-    for k, category_id in enumerate(sorted(truth.categories)):
+    for k, category in enumerate(sorted(truth.categories, key=lambda category: category.id)):
         precision_TR = precision_TRKAM[:, :, k, 0, -1]
-        name = truth.categories[category_id]
         figures = (_defined_mean(precision_TR), _defined_mean(precision_TR[0]))
-        per_category.append(CategoryMetrics(category_id, name, *figures, objects[category_id]))
+        per_category.append(CategoryMetrics(category.id, category.name, *figures, objects[category.id]))
     return Metrics(
         ap=ap, ap50=ap50, ap75=ap75, ap_small=ap_small, ap_medium=ap_medium, ap_large=ap_large, ar1=ar1, ar10=ar10,
         per_category=tuple(per_category), videos=len(truth.videos), objects=sum(objects.values()),
@@ -70,8 +69,8 @@ def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | li
     )  # fmt: skip
 
 
-def _value_and_source(value: Any, name: str, read: Callable[[Path | str], Any]) -> tuple[Any, str]:
-    return (read(value), str(value)) if isinstance(value, (Path, str)) else (value, name)
+def _value_and_source(value: Any, name: str, read: Callable[[Path | str], Any]) -> tuple[Any, Path]:
+    return (read(value), Path(value)) if isinstance(value, (Path, str)) else (value, Path(name))
 
 
 def _defined_mean(values: np.ndarray) -> float:
@@ -85,7 +84,7 @@ class _TrackEvaluator(COCOeval):
     def __init__(self, truth: GroundTruth, predictions: Sequence[Track]) -> None:
         super().__init__(iouType="segm")
         self.params.imgIds = sorted(truth.videos)
-        self.params.catIds = sorted(truth.categories)
+        self.params.catIds = sorted(truth.names)
         self.params.areaRng = _AREA_RANGES
         self._truth = truth
         self._predictions = predictions
@@ -123,9 +122,13 @@ def track_iou(predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndar
     intersection_PA = np.zeros((len(predicted), len(annotated)), np.int64)
     for t in np.flatnonzero(predicted_PT.any(axis=0) & annotated_AT.any(axis=0)):
         rows, columns = np.flatnonzero(predicted_PT[:, t]), np.flatnonzero(annotated_AT[:, t])
-        masks = [predicted[i].rles[t] for i in rows], [annotated[j].rles[t] for j in columns]
-        # For crowds, pycocotools divides the intersection by the prediction's area: times that, it is a whole number.
-        share = coco_mask.iou(*masks, [True] * len(columns))
-        intersection_PA[np.ix_(rows, columns)] += np.rint(share * predicted_PT[rows, t, None]).astype(np.int64)
+        intersection_PA[np.ix_(rows, columns)] += masks.intersections(
+            _rles(predicted, rows, t), _rles(annotated, columns, t), predicted[0].size
+        )
     union_PA = predicted_PT.sum(axis=1)[:, None] + annotated_AT.sum(axis=1)[None] - intersection_PA
     return intersection_PA / np.maximum(union_PA, 1)
+
+
+def _rles(tracks: Sequence[Track], chosen: np.ndarray, t: int) -> list[bytes]:
+    """The masks of some tracks in a frame, where each has one."""
+    return [rle for i in chosen if (rle := tracks[i].rles[t]) is not None]

@@ -7,6 +7,7 @@ Categories that the set does not have it leaves out silently, which is never mea
 
 from __future__ import annotations
 
+import codecs
 import json
 import zipfile
 from collections.abc import Iterator
@@ -17,16 +18,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mssts.data.fields import Field
 from mssts.data.videos import read_youtube_vis_value
 from mssts.errors import MsstsError
-from mssts.evaluation.masks import json_kind, read_mask
 from mssts.evaluation.tracks import (
-    Video,
-    read_category_id,
-    read_score,
+    VideoSet,
+    read_entries,
+    read_optional_mask,
     read_segmentations,
     read_video_id,
-    read_videos,
+    read_video_set,
 )
 from mssts.prediction.results import RESULTS
 
@@ -85,21 +86,23 @@ def check_submission(results: Path | str, videos: Path | str) -> SubmissionRepor
     results = Path(results)
     if not results.is_file():
         raise MsstsError(f"{results}: no such file; expected a results.json or results.zip")
-    known, categories = read_videos(read_youtube_vis_value(videos), str(videos))
+    known = read_video_set(read_youtube_vis_value(videos), Path(videos))
     problems = _Problems()
     notes: list[str] = []
     predicted: set[int] = set()
-    entries: list[Any] = []
+    entries: list[Field] = []
     text = b""
     with problems.collected():
         text = _read(results)
-        entries = _parse(text, results.name)
+        entries = read_entries(_parse(text, results.name), Path(results.name))
         if not entries:
             raise MsstsError(f"{results.name}: an empty list; the server fails on a submission without a prediction")
-    for index, entry in enumerate(tqdm(entries, desc="checking", unit="", leave=False, disable=None)):
-        _check_entry(entry, f"{results.name}: entry {index}", known, categories, problems, predicted)
-    if len(predicted) < len(known):
-        notes.append(f"{len(known) - len(predicted)} videos have no prediction, which counts as nothing found there")
+    for entry in tqdm(entries, desc="checking", unit="", leave=False, disable=None):
+        _check_entry(entry, known, problems, predicted)
+    if len(predicted) < len(known.videos):
+        notes.append(
+            f"{len(known.videos) - len(predicted)} videos have no prediction, which counts as nothing found there"
+        )
     if results.suffix.lower() != ".zip":
         notes.append(f"servers take it zipped, with {RESULTS} at the root of the archive (`mssts predict --zip`)")
     if len(text) > _LARGE:
@@ -108,7 +111,7 @@ def check_submission(results: Path | str, videos: Path | str) -> SubmissionRepor
         problems=tuple(problems.shown),
         problem_count=problems.count,
         entries=len(entries),
-        videos=len(known),
+        videos=len(known.videos),
         videos_predicted=len(predicted),
         uploaded_bytes=results.stat().st_size,
         unpacked_bytes=len(text),
@@ -134,51 +137,41 @@ class _Problems:
                 self.shown.append(str(error))
 
 
-def _check_entry(
-    entry: Any,
-    where: str,
-    videos: dict[int, Video],
-    categories: dict[int, str],
-    problems: _Problems,
-    predicted: set[int],
-) -> None:
+def _check_entry(entry: Field, known: VideoSet, problems: _Problems, predicted: set[int]) -> None:
     """Every field on its own, so that one that is wrong does not hide the next."""
-    if not isinstance(entry, dict):
+    if not isinstance(entry.value, dict):
         with problems.collected():
-            raise MsstsError(f"{where}: expected an object, found {json_kind(entry)}")
+            entry.fail(f"must be an object, not {entry.shown()}")
         return
-    video = None
+    video_id = None
     with problems.collected():
-        video_id = read_video_id(entry, where, videos)
+        video_id = read_video_id(entry, known)
         predicted.add(video_id)
-        video = videos[video_id]
     with problems.collected():
-        category_id = read_category_id(entry, where)
-        if category_id not in categories:
-            raise MsstsError(
-                f"{where}: category_id {category_id} is not among the {len(categories)} categories of the set"
-            )
+        category_id = entry.get("category_id")
+        if category_id.whole() not in known.names:
+            category_id.fail(f"is {category_id.value}, which is not among the {len(known.names)} categories of the set")
     with problems.collected():
-        score = read_score(entry, where)
-        if not 0 <= score <= 1:
-            raise MsstsError(f"{where}: score must be a probability from 0 to 1, found {score:g}")
-    segmentations: list[Any] = []
-    if video is not None:
+        score = entry.get("score")
+        if not 0 <= score.number() <= 1:
+            score.fail(f"must be a probability from 0 to 1, not {score.value}")
+    segmentations: list[Field] = []
+    if video_id is not None:
+        video = known.videos[video_id]
         with problems.collected():
-            segmentations = read_segmentations(entry, where, video)
-        for t, segmentation in enumerate(segmentations):
+            segmentations = read_segmentations(entry, video)
+        for segmentation in segmentations:
             with problems.collected():
-                _check_segmentation(segmentation, f"{where}: segmentations[{t}]", video)
+                _refuse_what_the_server_cannot_read(segmentation)
+                read_optional_mask(segmentation, video_id, video)
 
 
-def _check_segmentation(value: Any, where: str, video: Video) -> None:
-    counts = value.get("counts") if isinstance(value, dict) else None
-    kind = "polygons" if value and isinstance(value, list) else "uncompressed run lengths"
-    if kind == "polygons" or isinstance(counts, list):
-        raise MsstsError(
-            f"{where}: {kind}, but the server reads compressed run lengths alone (pycocotools.mask.encode)"
-        )
-    read_mask(value, where, video.size)
+def _refuse_what_the_server_cannot_read(segmentation: Field) -> None:
+    value = segmentation.value
+    polygons = bool(value) and isinstance(value, list)
+    if polygons or (isinstance(value, dict) and isinstance(value.get("counts"), list)):
+        kind = "polygons" if polygons else "uncompressed run lengths"
+        segmentation.fail(f"is {kind}, but the server reads compressed run lengths alone (pycocotools.mask.encode)")
 
 
 def _read(path: Path) -> bytes:
@@ -196,14 +189,17 @@ def _read(path: Path) -> bytes:
         raise MsstsError(f"{path.name}: not a zip archive that can be read ({error})") from None
 
 
-def _parse(text: bytes, source: str) -> list[Any]:
+def _parse(text: bytes, source: str) -> Any:
+    """The JSON value, read as `json.load` reads a file: other encodings than UTF-8, and its mark, it refuses."""
     try:
-        value = json.loads(text)
+        return json.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise MsstsError(f"{source}: not UTF-8 text, which the server expects ({error.reason})") from None
     except (ValueError, RecursionError) as error:
-        raise MsstsError(f"{source}: not valid JSON ({error})") from None
-    if not isinstance(value, list):
-        raise MsstsError(f"{source}: expected a list of predictions, found {json_kind(value)}")
-    return value
+        problem = "begins with a byte-order mark, at which the server fails; save it as UTF-8 without one"
+        if not text.startswith(codecs.BOM_UTF8):
+            problem = f"not valid JSON ({error})"
+        raise MsstsError(f"{source}: {problem}") from None
 
 
 def _shown_size(size: int) -> str:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from mssts import masks
 from mssts.files import atomic_path
 
 Colour = tuple[int, int, int]
@@ -47,15 +46,14 @@ _PAGE_TEXT: Colour = (228, 230, 235)
 class VisibleInstance:
     """An object as it is drawn into one frame.
 
-    `mask` is a bool array [H, W] of the frame's size, or COCO compressed run lengths of it (the string, or the whole
-    object); `box` is x1, y1, x2, y2 in the frame's pixels, NaN or None where there is none. Without a `score` (ground
-    truth) none is written.
+    `mask` is a bool array [H, W] of the frame's size, or COCO compressed run lengths of it; `box` is x1, y1, x2, y2 in
+    the frame's pixels, NaN or None where there is none. Without a `score` (ground truth) none is written.
     """
 
     track_id: int
     class_name: str
     score: float | None = None
-    mask: np.ndarray | bytes | dict[str, Any] | None = None
+    mask: np.ndarray | bytes | None = None
     box: Sequence[float] | np.ndarray | None = None
 
     @property
@@ -173,13 +171,11 @@ def _lab(colours: np.ndarray) -> np.ndarray:
 # --- masks and boxes ----------------------------------------------------------------------------------------------
 
 
-def _coverage(mask: np.ndarray | bytes | dict[str, Any] | None, size: tuple[int, int], scale: int) -> np.ndarray | None:
+def _coverage(mask: np.ndarray | bytes | None, size: tuple[int, int], scale: int) -> np.ndarray | None:
     """How much of each pixel of the enlarged frame a mask covers, uint8 [H, W]; None if it is empty."""
     if mask is None:
         return None
-    if isinstance(mask, bytes):
-        mask = {"size": list(size), "counts": mask}
-    pixels = coco_mask.decode(mask) if isinstance(mask, dict) else mask
+    pixels = masks.decode(mask, size) if isinstance(mask, bytes) else mask
     if pixels.shape != size:
         raise ValueError(f"a mask of {pixels.shape} does not fit a frame of {size}")
     if not pixels.any():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mssts import masks
 from mssts.errors import MsstsError
 from mssts.files import atomic_path, read_json, write_text
 from mssts.manifest import Category
@@ -26,9 +27,7 @@ def submission_entries(
             "video_id": video_id,
             "category_id": categories[track.label].id,
             "score": track.score,
-            "segmentations": [
-                None if rle is None else {"size": list(size), "counts": rle.decode("ascii")} for rle in track.rles
-            ],
+            "segmentations": [masks.to_json(rle, size) for rle in track.rles],
         }
         for track in tracks
     ]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from mssts import masks
 from mssts.errors import MsstsError
 from mssts.segmenters.base import Instances
 
@@ -210,25 +210,15 @@ class Linker:
 def _shared_iou(tracks: Sequence[_OpenTrack], shared: range, found: Instances) -> np.ndarray:
     """Spatio-temporal IoU [K, N] of tracks and instances over the `shared` frames; 0 where one is not visible."""
     intersection_KN = np.zeros((len(tracks), len(found)))
-    union_KN = np.zeros((len(tracks), len(found)))
+    areas_KN = np.zeros((len(tracks), len(found)))  # of both
     for t in shared:
-        left = {k: _coco(track.rles[t], found.size) for k, track in enumerate(tracks) if t in track.rles}
-        right = {
-            n: _coco(rle, found.size)
-            for n, rles in enumerate(found.rles)
-            if (rle := rles[t - shared.start]) is not None
-        }
-        left_areas_K, right_areas_N = np.zeros(len(tracks)), np.zeros(len(found))
-        left_areas_K[list(left)] = coco_mask.area(list(left.values()))
-        right_areas_N[list(right)] = coco_mask.area(list(right.values()))
-        areas_KN = left_areas_K[:, None] + right_areas_N
-        iou_KN = np.zeros_like(areas_KN)
-        if left and right:
-            crowd = [False] * len(right)
-            iou_KN[np.ix_(list(left), list(right))] = coco_mask.iou(list(left.values()), list(right.values()), crowd)
-        frame_intersection_KN = areas_KN * iou_KN / (1 + iou_KN)  # as IoU = i / (areas − i)
-        intersection_KN += frame_intersection_KN
-        union_KN += areas_KN - frame_intersection_KN
+        left = {k: track.rles[t] for k, track in enumerate(tracks) if t in track.rles}
+        right = {n: rle for n, rles in enumerate(found.rles) if (rle := rles[t - shared.start]) is not None}
+        left_rles, right_rles = list(left.values()), list(right.values())
+        intersection_KN[np.ix_(list(left), list(right))] += masks.intersections(left_rles, right_rles, found.size)
+        areas_KN[list(left)] += masks.areas(left_rles, found.size)[:, None]
+        areas_KN[:, list(right)] += masks.areas(right_rles, found.size)
+    union_KN = areas_KN - intersection_KN
     return np.divide(intersection_KN, union_KN, out=np.zeros_like(union_KN), where=union_KN > 0)
 
 
@@ -238,8 +228,4 @@ def _adjacent_iou(track: _OpenTrack, rles: Sequence[bytes | None], size: tuple[i
     if first is None:
         return 0.0
     last = track.rles[track.last_visible]
-    return float(coco_mask.iou([_coco(last, size)], [_coco(first, size)], [False])[0, 0])
-
-
-def _coco(rle: bytes, size: tuple[int, int]) -> dict[str, object]:
-    return {"size": list(size), "counts": rle}
+    return float(masks.iou([last], [first], size)[0, 0])

@@ -7,8 +7,8 @@ H and W of the sent frames.
 from __future__ import annotations
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from mssts import masks
 from mssts.runners.base import EngineOutput
 from mssts.segmenters.base import Instances
 
@@ -123,6 +123,4 @@ def _encode(logits_hw: np.ndarray, rows: _Sampling, columns: _Sampling) -> bytes
     changes = changes[changes < total]
     if changes.size == 0:
         return None
-    counts = np.diff(changes, prepend=0, append=total)
-    size = [rows.pixels, columns.pixels]
-    return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"]
+    return masks.from_runs(np.diff(changes, prepend=0, append=total), (rows.pixels, columns.pixels))

@@ -9,14 +9,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from support.json_changes import Change, drop, put
 
-from mssts.data.rle import run_lengths
 from mssts.data.youtube_vis import read_youtube_vis
 from mssts.errors import MsstsError
 
@@ -171,7 +166,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         "segmentations[0].counts[1] must be an integer of at least 0",
     ),
     "runs of fractions": (put(*SEGMENTATION, to=rle([48.0])), "segmentations[0].counts[0] must be an integer"),
-    "string too short": (put(*SEGMENTATION, to=rle("=3300000")), "segmentations[0].counts covers"),
+    "string too short": (
+        put(*SEGMENTATION, to=rle("=3300000")),
+        "segmentations[0].counts is a COCO run-length string, but not",
+    ),
     "string cut": (
         put(*SEGMENTATION, to=rle("=33P")),
         "segmentations[0].counts is not a COCO run-length string: '=33P'",
@@ -180,7 +178,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "half a surrogate": (put(*SEGMENTATION, to=rle("\ud800")), "segmentations[0].counts is not a COCO run-length"),
     "string with a negative run": (
         put(*SEGMENTATION, to=rle("`1N")),
-        "segmentations[0].counts is not a COCO run-length",
+        "segmentations[0].counts is a COCO run-length string, but not of the 48 pixels",
     ),
     "string of one huge number": (put(*SEGMENTATION, to=rle("o" * 30 + "1")), "segmentations[0].counts is not a COCO"),
     "string empty": (put(*SEGMENTATION, to=rle("")), "segmentations[0].counts must be a non-empty string"),
@@ -207,23 +205,6 @@ def test_a_broken_file_gives_one_line_with_the_file_and_the_field(tmp_path: Path
 def test_a_file_that_is_no_object(tmp_path: Path) -> None:
     with pytest.raises(MsstsError, match=r"instances\.json: the file must be an object, not \[\]"):
         read_youtube_vis(write(tmp_path, []))
-
-
-@given(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
-def test_run_lengths_agree_with_pycocotools(mask: np.ndarray) -> None:
-    counts = pycocotools.mask.encode(np.asfortranarray(mask.view(np.uint8)))["counts"]
-    runs = run_lengths(counts)
-    assert runs is not None
-    np.testing.assert_array_equal(np.repeat(np.arange(runs.size) % 2, runs), mask.ravel(order="F"))
-
-
-@given(st.binary(max_size=12) | st.text("0123456789:;<=>?@NOPQ`abo", max_size=12).map(str.encode))
-def test_any_bytes_are_refused_or_read_as_pycocotools_does(counts: bytes) -> None:
-    runs = run_lengths(counts)
-    if runs is None or (runs < 0).any() or not 0 < runs.sum() <= 10_000:
-        return
-    expected = pycocotools.mask.decode({"size": [int(runs.sum()), 1], "counts": counts})[:, 0]
-    np.testing.assert_array_equal(np.repeat(np.arange(runs.size) % 2, runs), expected)
 
 
 def test_images_lie_in_jpegimages_or_beside_the_file_or_where_told(tmp_path: Path) -> None:

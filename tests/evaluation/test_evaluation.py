@@ -213,24 +213,27 @@ def without(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("results", "words"),
     [
-        ({"video_id": 7}, ["expected a list"]),
+        ({"video_id": 7}, ["must be a list of predictions"]),
         ([prediction([rectangle(4), None]), None], ["entry 1", "null"]),
-        (broken(video_id=8), ["entry 1", "video_id 8"]),
-        (broken(video_id="7"), ["entry 1", "video_id", "a string"]),
+        (broken(video_id=8), ["entry 1.video_id is 8"]),
+        (broken(video_id="7"), ["entry 1.video_id", "not '7'"]),
         (broken(category_id=None), ["entry 1", "category_id", "null"]),
-        (broken(score="0.5"), ["entry 1", "score", "a string"]),
+        (broken(score="0.5"), ["entry 1.score", "not '0.5'"]),
         (broken(score=float("nan")), ["entry 1", "score", "nan"]),
-        (broken(score=10**400), ["entry 1", "score", "finite"]),
-        (without("score"), ["entry 1", "score is missing"]),
-        (without("segmentations"), ["entry 1", "segmentations is missing"]),
+        (broken(score=10**400), ["entry 1.score", "a number below"]),
+        (without("score"), ["entry 1 has no field 'score'"]),
+        (without("segmentations"), ["entry 1 has no field 'segmentations'"]),
         (broken(segmentations=[rectangle(4)]), ["entry 1", "segmentations has 1 entries", "2 frames"]),
         (broken(segmentations=[None, rectangle(4, (10, 8))]), ["entry 1", "segmentations[1]", "[10, 8]", "[8, 10]"]),
-        (broken(segmentations=[None, "abc"]), ["entry 1", "segmentations[1]", "a string"]),
+        (broken(segmentations=[None, "abc"]), ["entry 1.segmentations[1]", "not 'abc'"]),
         # Python bytes turned into text, a cut string, and runs that do not fill the frame: the last makes pycocotools
         # run forever, the one before read beyond its buffer.
         (broken(segmentations=[None, {"size": SIZE, "counts": "b'0^1'"}]), ["segmentations[1]", "counts"]),
         (broken(segmentations=[None, {"size": SIZE, "counts": "0P"}]), ["segmentations[1]", "counts"]),
-        (broken(segmentations=[None, {"size": SIZE, "counts": "25"}]), ["segmentations[1]", "counts", "7 pixels"]),
+        (
+            broken(segmentations=[None, {"size": SIZE, "counts": "25"}]),
+            ["segmentations[1].counts", "not of the 80 pixels"],
+        ),
         (broken(segmentations=[None, {"size": SIZE, "counts": [80, -1, 1]}]), ["segmentations[1]", "counts"]),
     ],
 )
@@ -249,13 +252,17 @@ def test_broken_results_are_one_line_and_write_nothing(
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (["annotations"], None, ["annotations is missing"]),  # as in the official test splits
+        (
+            ["annotations"],
+            None,
+            ["has no annotations; evaluation needs ground truth"],
+        ),  # as in the official test splits
         (["annotations", 0, "segmentations"], [None], ["annotations[0]", "segmentations has 1 entries"]),
         (["annotations", 0, "segmentations", 0, "size"], [10, 8], ["annotations[0]", "segmentations[0]", "size"]),
         (["annotations", 0, "areas"], ["12"], ["annotations[0]", "areas"]),
-        (["annotations", 0, "id"], None, ["annotations[0]", "id must be a number"]),
+        (["annotations", 0, "id"], None, ["annotations[0].id must be an integer"]),
         (["videos", 0, "height"], 0, ["videos[0]", "height"]),
-        (["categories", 1, "id"], 5, ["categories[1]", "id 5 is used twice"]),
+        (["categories", 1, "id"], 5, ["categories[1] has the id 5, which categories[0] has already"]),
     ],
 )
 def test_broken_ground_truth_is_one_line(
