@@ -13,7 +13,7 @@ template <int kVectors>
 MSSTS_INLINE void sample_slice(const PointTable& table, const Points& points, const float* slice, int64_t row,
                                Vec (&out)[kVectors]) {
   // Additions wait for one another: four chains of them for few vectors, two for many.
-  constexpr int kChains = kVectors * 4 <= 8 ? 4 : kVectors <= 2 ? 2 : 2;
+  constexpr int kChains = kVectors <= 2 ? 4 : 2;
   Vec sums[kChains][kVectors] = {};
   int64_t j = 0;
   for (int64_t l = 0; l < table.levels; ++l) {

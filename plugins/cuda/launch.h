@@ -1,11 +1,11 @@
 // What every kernel and launch of this folder includes in place of CUDA's headers: under nvcc these are CUDA's own,
-// under MSSTS_EMULATION a host-side stand-in (emulation/README.md). The macros are what the two spell differently.
+// under MSSTS_EMULATION the stand-in of the tests (tests/cuda_emulation). The macros are what the two spell differently.
 #ifndef MSSTS_CUDA_LAUNCH_H
 #define MSSTS_CUDA_LAUNCH_H
 
 #ifdef MSSTS_EMULATION
 
-#include "emulation/cuda_emulation.h"
+#include "cuda_emulation.h"
 
 #define MSSTS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                         \
   ::mssts::emulation::launch(#kernel, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream, \

@@ -1,4 +1,4 @@
-"""ONNX Runtime's door to the kernels: our ops in every dtype, against float64 and against the function bodies."""
+"""ONNX Runtime's binding to the kernels: our ops in every dtype, against float64 and against the function bodies."""
 
 from __future__ import annotations
 
@@ -229,10 +229,10 @@ def test_a_nan_stays_in_its_query(library):
     [
         ({"shapes": lambda x: x + 1}, "MSDeformAttn: .*197.*151"),
         ({"shapes": lambda x: x * [[-1, 1]]}, "MSDeformAttn: "),
-        ({"shapes": lambda x: x[:3]}, r"MSDeformAttn: reference is \[2, 7, 4, 2\]; expected \[N=2, Q, L=3, R\]"),
-        ({"offsets": lambda x: x[:, :6]}, r"MSDeformAttn: offsets is \[2, 6, .*expected \[N=2, Q=7, M=3, L=4, P, 2\]"),
-        ({"value": lambda x: x[..., :2, :]}, r"offsets is \[2, 7, 3, 4, 4, 2\]; expected \[N=2, Q=7, M=2, "),
-        ({"reference": lambda x: x[..., :1]}, "MSDeformAttn: coordinates is 1, expected 2 .* or 4"),
+        ({"shapes": lambda x: x[:3]}, r"MSDeformAttn: reference is \[2,7,4,2\], expected \[N,Q,L,R\] with L = 3 as in shapes"),
+        ({"offsets": lambda x: x[:, :6]}, r"MSDeformAttn: offsets is \[2,6,.*expected \[N,Q,M,L,P,2\] with Q = 7 as in reference"),
+        ({"value": lambda x: x[..., :2, :]}, r"offsets is \[2,7,3,4,4,2\], expected .* with M = 2 as in value"),
+        ({"reference": lambda x: x[..., :1]}, "MSDeformAttn: reference has 1 coordinates, expected 2 or 4"),
     ],
     ids=["sum of the shapes", "negative shapes", "levels", "queries", "heads", "coordinates"],
 )  # fmt: skip
@@ -249,7 +249,7 @@ def test_wrong_sizes_are_an_error_that_names_them(library, change, message):
 
 
 @pytest.mark.parametrize(
-    ("heads", "message"), [(3, "64 channels .* heads=3"), (0, "heads is 0; expected 1 or more"), (None, "heads")]
+    ("heads", "message"), [(3, "C = 64 channels, .* heads = 3"), (0, "heads is 0, expected 1 or more"), (None, "heads")]
 )
 def test_wrong_heads_are_an_error(library, heads, message):
     tokens = np.zeros((1, 2, 3, 64), np.float32)

@@ -117,16 +117,17 @@ def compile_all(folder: Path) -> Built:
     version = (tensorrt / "NvInferVersion.h").read_text()
     major = int(re.findall(r"^#define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +(\d+)", version, re.MULTILINE)[0])
     runtime = runtime_library(major)
-    door = SOURCES / "tensorrt"
-    flags = [compiler, "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{door}", f"-I{SOURCES / 'include'}"]
+    binding = SOURCES / "tensorrt"
+    flags = [compiler, "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror"]
+    flags += [f"-I{folder}" for folder in (binding, SOURCES, SOURCES / "include")]
     # As system headers, but after the compiler's own folders: one of these may be among them.
     flags += ["-idirafter", str(tensorrt), "-idirafter", str(cuda)]
     result = Built(folder / "driver", folder / "libmssts_tensorrt.so", runtime, major, cuda, flags)
     shared = ["-shared", "-fPIC", "-fvisibility=hidden", "-Wl,--no-undefined", "-Wl,-z,nodelete"]
-    shared += [f"-Wl,--version-script={door / 'exports.map'}", "-static-libstdc++", "-static-libgcc"]
-    sources = [*sorted(door.glob("*.cpp")), door / "tests/host_kernels.cpp"]
+    shared += [f"-Wl,--version-script={binding / 'exports.map'}", "-static-libstdc++", "-static-libgcc"]
+    sources = [*sorted(binding.glob("*.cpp")), SOURCES / "common/node.cpp", binding / "tests/host_kernels.cpp"]
     subprocess.run([*flags, *shared, *sources, "-o", result.library, "-ldl"], check=True)
-    subprocess.run([*flags, door / "tests/driver.cpp", "-o", result.driver, "-ldl"], check=True)
+    subprocess.run([*flags, binding / "tests/driver.cpp", "-o", result.driver, "-ldl"], check=True)
     return result
 
 

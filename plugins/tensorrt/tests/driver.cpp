@@ -1,8 +1,8 @@
-/* Drives a plugin library as TensorRT does, through the registry of a real TensorRT runtime: a command a line on stdin
- * (words; see `run`), for each a line of JSON on stdout: {"result": …, "log": [[severity, message], …]}.
- *
- * Built with MSSTS_DRIVER_CUDA, `enqueue` puts the tensors into GPU memory, else it passes host pointers, which only a
- * library that is linked to host_kernels.cpp can take. */
+// Drives a plugin library as TensorRT does, through the registry of a real TensorRT runtime: a command a line on stdin
+// (words; see `run`), for each a line of JSON on stdout: {"result": …, "log": [[severity, message], …]}.
+//
+// Built with MSSTS_DRIVER_CUDA, `enqueue` puts the tensors into GPU memory, else it passes host pointers, which only a
+// library that is linked to host_kernels.cpp can take.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -88,7 +88,7 @@ Words split(const std::string& text, char separator) {
   return parts;
 }
 
-/* "float16:5,4,8,32", "int64:4,2:hwc8"; "-" for no dimensions. */
+// "float16:5,4,8,32", "int64:4,2:hwc8"; "-" for no dimensions.
 PluginTensorDesc tensor_of(const std::string& text) {
   const Words parts = split(text, ':');
   PluginTensorDesc tensor{};
@@ -106,7 +106,7 @@ DynamicPluginTensorDesc dynamic_of(const std::string& text) {
   return {tensor, tensor.dims, tensor.dims, tensor.dims};
 }
 
-/* The data of one tensor: from a file, or as many bytes of 0xff (NaN). */
+// The data of one tensor: from a file, or as many bytes of 0xff (NaN).
 class Memory {
  public:
   Memory(size_t bytes, const std::string& path) : host_(bytes, '\xff') {
@@ -234,7 +234,7 @@ class Driver {
     return std::to_string(symbol<int32_t (*)(void*)>("mssts_register_tensorrt_plugins")(nullptr));
   }
 
-  /* Those of the registry with one of these names; a runtime's own plugins may fail without a GPU when asked more. */
+  // Those of the registry with one of these names; a runtime's own plugins may fail without a GPU when asked more.
   std::string creators(const Words& names) {
     int32_t count = 0;
     IPluginCreatorInterface* const* all = registry_->getAllCreators(&count);
@@ -287,7 +287,7 @@ class Driver {
     return keep(creator(words.at(0)).createPlugin("a_node", &collection, phase));
   }
 
-  /* What TensorRT does with a plan: the fields travel, and the creator makes the plugin again at run time. */
+  // What TensorRT does with a plan: the fields travel, and the creator makes the plugin again at run time.
   IPluginV3* from_fields() {
     const PluginFieldCollection* fields = runtime_part()->getFieldsToSerialize();
     return creator(core_part()->getPluginName()).createPlugin("a_node", fields, TensorRTPhase::kRUNTIME);

@@ -1,4 +1,4 @@
-/* A stand-in for the builder's symbolic sizes: an expression is its text, as in "(8*32)" or "N". */
+// A stand-in for the builder's symbolic sizes: an expression is its text, as in "(8*32)" or "N".
 #ifndef MSSTS_TENSORRT_TESTS_EXPRESSIONS_H
 #define MSSTS_TENSORRT_TESTS_EXPRESSIONS_H
 
@@ -8,7 +8,7 @@
 #include <deque>
 #include <string>
 
-/* TensorRT's own classes call an implementation that they point to: here the object itself. */
+// TensorRT's own classes call an implementation that they point to: here the object itself.
 class Expression final : public nvinfer1::IDimensionExpr, public nvinfer1::apiv::VDimensionExpr {
  public:
   Expression(std::string text, bool constant, int64_t value)

@@ -1,6 +1,6 @@
-/* The CUDA half of the C ABI for a machine without a GPU: each call goes, with host pointers, to the library that
- * MSSTS_HOST_KERNELS names: the emulated CUDA kernels, or the CPU library. So the plugins' enqueue really runs; what
- * runs on a GPU is not tested by it. */
+// The CUDA half of the C ABI for a machine without a GPU: each call goes, with host pointers, to the library that
+// MSSTS_HOST_KERNELS names: the emulated CUDA kernels, or the CPU library. So the plugins' enqueue really runs; what
+// runs on a GPU is not tested by it.
 #include <dlfcn.h>
 
 #include <cstdlib>

@@ -1,6 +1,6 @@
 // The text of mssts_last_error.
-#ifndef MSSTS_CPU_ERROR_H
-#define MSSTS_CPU_ERROR_H
+#ifndef MSSTS_COMMON_ERROR_H
+#define MSSTS_COMMON_ERROR_H
 
 #include "mssts/kernels.h"
 

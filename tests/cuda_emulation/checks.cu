@@ -2,7 +2,7 @@
 // as a library of its own, libmssts_emulation_checks.so.
 #include <cstdint>
 
-#include "../device.cuh"
+#include "device.cuh"
 
 namespace {
 

@@ -1,6 +1,6 @@
-/* The TensorRT runtimes of this process (full, lean, dispatch): their registries and their loggers. */
-#ifndef MSSTS_TENSORRT_RUNTIME_H
-#define MSSTS_TENSORRT_RUNTIME_H
+// The TensorRT runtimes of this process (full, lean, dispatch): their registries and their loggers.
+#ifndef MSSTS_TENSORRT_REGISTRY_H
+#define MSSTS_TENSORRT_REGISTRY_H
 
 #include <NvInferRuntime.h>
 
@@ -11,11 +11,11 @@ namespace mssts::trt {
 
 using Severity = nvinfer1::ILogger::Severity;
 
-/* To the logger that TensorRT gave this library, else to that of a runtime of the process, else to stderr (warnings
- * and errors alone). Never throws. */
+// To the logger that TensorRT gave this library, else to that of a runtime of the process, else to stderr (warnings
+// and errors alone). Never throws.
 void log(Severity severity, const std::string& message) noexcept;
 
-/* Runs `body` and returns its result; an exception becomes a logged error and `failed`: none may reach TensorRT. */
+// Runs `body` and returns its result; an exception becomes a logged error and `failed`: none may reach TensorRT.
 template <typename Result, typename Body>
 Result guarded(const char* who, Result failed, Body&& body) noexcept {
   try {
@@ -30,4 +30,4 @@ Result guarded(const char* who, Result failed, Body&& body) noexcept {
 
 }  // namespace mssts::trt
 
-#endif  // MSSTS_TENSORRT_RUNTIME_H
+#endif  // MSSTS_TENSORRT_REGISTRY_H

@@ -1,4 +1,4 @@
-#include "error.h"
+#include "common/error.h"
 
 #include <cstdarg>
 #include <cstdio>
@@ -22,7 +22,7 @@ void clear_error() { last_error[0] = '\0'; }
 
 }  // namespace mssts
 
-// A library has this file once, whichever kernels it holds: the CUDA objects call the same mssts::fail.
+// In a library once, whichever kernels it holds.
 extern "C" {
 
 int32_t mssts_abi_version(void) { return MSSTS_ABI_VERSION; }

@@ -1,12 +1,11 @@
-/* Self-registration, and the entry points of IPluginRegistry::loadLibrary.
- *
- * getPluginRegistry is looked up in the process when the library is loaded, rather than left to the linker as
- * REGISTER_TENSORRT_PLUGIN does: Triton and trtexec open TensorRT and its plugins with RTLD_LOCAL, where an undefined
- * getPluginRegistry resolves only through a dependency on one particular libnvinfer, and then not on the lean and the
- * dispatch runtime. A lookup serves all three, tells a wrong major version, and fails with a message rather than in
- * the loader.
- */
-#include "runtime.h"
+// Self-registration, and the entry points of IPluginRegistry::loadLibrary.
+//
+// getPluginRegistry is looked up in the process when the library is loaded, rather than left to the linker as
+// REGISTER_TENSORRT_PLUGIN does: Triton and trtexec open TensorRT and its plugins with RTLD_LOCAL, where an undefined
+// getPluginRegistry resolves only through a dependency on one particular libnvinfer, and then not on the lean and the
+// dispatch runtime. A lookup serves all three, tells a wrong major version, and fails with a message rather than in
+// the loader.
+#include "registry.h"
 
 #include <dlfcn.h>
 
@@ -14,8 +13,8 @@
 #include <cstdio>
 #include <vector>
 
+#include "binding.h"
 #include "creators.h"
-#include "door.h"
 
 namespace mssts::trt {
 namespace {
@@ -53,8 +52,8 @@ void add(std::vector<Runtime>& runtimes, const Runtime& runtime) {
   if (runtime.registry != nullptr) runtimes.push_back(runtime);
 }
 
-/* The runtimes that are loaded already, RTLD_LOCAL or not. A handle is never closed: a runtime that holds our creators
- * and our library stay for the life of the process. */
+// The runtimes that are loaded already, RTLD_LOCAL or not. A handle is never closed: a runtime that holds our creators
+// and our library stay for the life of the process.
 std::vector<Runtime> loaded_runtimes() {
   std::vector<Runtime> runtimes;
   for (const char* name : kRuntimes) {
@@ -65,7 +64,7 @@ std::vector<Runtime> loaded_runtimes() {
   return runtimes;
 }
 
-/* "TensorRT 10 (libnvinfer.so.10)" where this process has one of another major version, else "". */
+// "TensorRT 10 (libnvinfer.so.10)" where this process has one of another major version, else "".
 std::string other_runtime() {
   for (int32_t major = 8; major < kMajor + 4; ++major) {
     for (const char* name : kRuntimes) {
@@ -79,7 +78,7 @@ std::string other_runtime() {
   return "";
 }
 
-/* The runtimes to register with. With LD_PRELOAD this library comes before TensorRT and brings it along. */
+// The runtimes to register with. With LD_PRELOAD this library comes before TensorRT and brings it along.
 std::vector<Runtime> runtimes_to_register() {
   std::vector<Runtime> runtimes = loaded_runtimes();
   if (!runtimes.empty()) return runtimes;
@@ -173,8 +172,8 @@ MSSTS_API const char* mssts_tensorrt_build(void) {
   return "TensorRT " MSSTS_TEXT(NV_TENSORRT_MAJOR) "." MSSTS_TEXT(NV_TENSORRT_MINOR) "." MSSTS_TEXT(NV_TENSORRT_PATCH);
 }
 
-/* IPluginRegistry::loadLibrary asks for the creators and registers them itself; it fails where they are registered
- * already, which loading the library has just done. So ours are withdrawn before they are handed over. */
+// IPluginRegistry::loadLibrary asks for the creators and registers them itself; it fails where they are registered
+// already, which loading the library has just done. So ours are withdrawn before they are handed over.
 MSSTS_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   using namespace mssts::trt;
   count = 0;
