@@ -471,8 +471,8 @@ def test_the_library_that_make_plugins_builds_is_for_the_tensorrt_it_names():
     if real.path is None or real.reason:
         pytest.skip(f"the TensorRT plugins: {real.reason}")
     program = (
-        "import ctypes, sys; binding = ctypes.CDLL(sys.argv[1]); binding.mssts_tensorrt_build.restype = ctypes.c_char_p\n"
-        "print(binding.mssts_tensorrt_build().decode())"
+        "import ctypes, sys; build = ctypes.CDLL(sys.argv[1]).mssts_tensorrt_build\n"
+        "build.restype = ctypes.c_char_p; print(build().decode())"
     )
     answer = subprocess.run([sys.executable, "-c", program, real.path], capture_output=True, text=True, check=True)
     assert answer.stdout.startswith("TensorRT 1")
