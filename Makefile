@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 PLUGINS_ARGS ?=
 CXX_FOUND := $(shell command -v $(CXX) 2>/dev/null)
 
-OPENVINO_DOOR := mssts/lib/libmssts_openvino.so
+OPENVINO_BINDING := mssts/lib/libmssts_openvino.so
 # $(call configure,-D…): what to build; $(BUILD) builds it.
 configure = PATH="$(abspath $(BIN)):$$PATH" cmake -S plugins -B build/plugins -G Ninja --log-level=WARNING \
   -DMSSTS_PYTHON="$(abspath $(BIN))/python" $(1)
@@ -31,10 +31,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # The demo's engine runs on our kernels where they can be built; the definitions of the ops in the file do as well.
-demo: setup $(if $(CXX_FOUND),$(OPENVINO_DOOR)) ## the main job: shapes → ONNX → Triton → client → masks and AP (VIDEO=clip.mp4 for your own video)
+demo: setup $(if $(CXX_FOUND),$(OPENVINO_BINDING)) ## the main job: shapes → ONNX → Triton → client → masks and AP (VIDEO=clip.mp4 for your own video)
 	$(BIN)/mssts demo $(if $(VIDEO),--video "$(VIDEO)")
 
-$(OPENVINO_DOOR): | setup
+$(OPENVINO_BINDING): | setup
 	@echo "building the kernels for the processor (make plugins builds all)"
 	@{ $(call configure,-DMSSTS_PARTS="cpu;openvino") && $(BUILD) >/dev/null; } \
 	  || echo "they cannot be built here, so the ops run by their definitions, which is slower"

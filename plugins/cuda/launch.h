@@ -1,5 +1,5 @@
-// What every kernel and launch of this folder includes in place of CUDA's headers: under nvcc these are CUDA's own,
-// under MSSTS_EMULATION the stand-in of the tests (tests/cuda_emulation). The macros are what the two spell differently.
+// What every kernel and launch of this folder includes in place of CUDA's headers: under nvcc CUDA's own, under
+// MSSTS_EMULATION those of the emulator (tests/cuda_emulation). The macros cover what the two spell differently.
 #ifndef MSSTS_CUDA_LAUNCH_H
 #define MSSTS_CUDA_LAUNCH_H
 

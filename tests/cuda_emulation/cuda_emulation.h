@@ -1,4 +1,4 @@
-// CUDA's device language for g++: what a kernel of this folder may use (README.md beside this file). Threads are fibers
+// CUDA's device language for g++: what a kernel of plugins/cuda may use (README.md beside this file). Threads are fibers
 // of one operating-system thread; an operation that waits for other threads parks its fiber (scheduler.cpp).
 #ifndef MSSTS_EMULATION_CUDA_EMULATION_H
 #define MSSTS_EMULATION_CUDA_EMULATION_H

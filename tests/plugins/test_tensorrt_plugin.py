@@ -1,6 +1,6 @@
 """TensorRT's binding to the kernels, driven through TensorRT's own interfaces against a real runtime.
 
-A small C++ program (plugins/tensorrt/tests/driver.cpp) opens the lean runtime, which works without a GPU, loads the
+A small C++ program (tests/tensorrt_driver/driver.cpp) opens the lean runtime, which works without a GPU, loads the
 plugin library as Triton, trtexec and TensorRT itself do, and makes the calls that the builder and an engine make.
 `enqueue` runs for real, but without a GPU on host memory, with the emulated CUDA kernels or the CPU's in place of the
 CUDA kernels.

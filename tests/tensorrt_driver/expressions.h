@@ -1,6 +1,6 @@
 // A stand-in for the builder's symbolic sizes: an expression is its text, as in "(8*32)" or "N".
-#ifndef MSSTS_TENSORRT_TESTS_EXPRESSIONS_H
-#define MSSTS_TENSORRT_TESTS_EXPRESSIONS_H
+#ifndef MSSTS_TENSORRT_DRIVER_EXPRESSIONS_H
+#define MSSTS_TENSORRT_DRIVER_EXPRESSIONS_H
 
 #include <NvInferRuntime.h>
 
@@ -62,4 +62,4 @@ class ExpressionBuilder final : public nvinfer1::IExprBuilder, public nvinfer1::
   std::deque<Expression> kept_;
 };
 
-#endif  // MSSTS_TENSORRT_TESTS_EXPRESSIONS_H
+#endif  // MSSTS_TENSORRT_DRIVER_EXPRESSIONS_H
