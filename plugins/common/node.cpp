@@ -72,8 +72,8 @@ std::string deform_attn_error(const Letters& sizes) {
 std::string temporal_attn_error(const Letters& sizes, int64_t heads) {
   const int64_t channels = sizes['C'];
   if (channels >= 0 && (channels == 0 || channels % heads != 0)) {
-    return "query has C = " + std::to_string(channels) + " channels, expected a multiple of heads = " +
-           std::to_string(heads);
+    return "query has C = " + std::to_string(channels) +
+           " channels, expected a multiple of heads = " + std::to_string(heads);
   }
   const std::string wrong = count_error(sizes, "UC", 1);
   return wrong.empty() ? count_error(sizes, "T", 0) : wrong;
@@ -84,8 +84,8 @@ std::string heads_error(int64_t heads) {
   return "attribute heads is " + std::to_string(heads) + ", expected 1 or more";
 }
 
-mssts_deform_attn deform_attn_call(const Letters& sizes, int32_t dtype, int32_t shapes_dtype,
-                                   const void* const* inputs, void* out) {
+mssts_deform_attn deform_attn_call(const Letters& sizes, int32_t dtype, int32_t shapes_dtype, const void* const* inputs,
+                                   void* out) {
   mssts_deform_attn call{};
   call.batch = sizes['N'];
   call.tokens = sizes['S'];

@@ -31,20 +31,20 @@ struct Node {
 };
 
 inline constexpr Node kDeformAttn{"MSDeformAttn",
-                           5,
-                           {{"value", "NSMD", Role::kData},
-                            {"shapes", "L2", Role::kIndex},
-                            {"reference", "NQLR", Role::kReference},
-                            {"offsets", "NQMLP2", Role::kData},
-                            {"logits", "NQMLP", Role::kData},
-                            {"out", "NQC", Role::kData}}};
+                                  5,
+                                  {{"value", "NSMD", Role::kData},
+                                   {"shapes", "L2", Role::kIndex},
+                                   {"reference", "NQLR", Role::kReference},
+                                   {"offsets", "NQMLP2", Role::kData},
+                                   {"logits", "NQMLP", Role::kData},
+                                   {"out", "NQC", Role::kData}}};
 
 inline constexpr Node kTemporalAttn{"SplitTemporalAttn",
-                             3,
-                             {{"query", "BTSC", Role::kData},
-                              {"key", "BUSC", Role::kData},
-                              {"value", "BUSC", Role::kData},
-                              {"out", "BTSC", Role::kData}}};
+                                    3,
+                                    {{"query", "BTSC", Role::kData},
+                                     {"key", "BUSC", Role::kData},
+                                     {"value", "BUSC", Role::kData},
+                                     {"out", "BTSC", Role::kData}}};
 
 // A size is -1 where it is not known yet, while a network with dynamic shapes is built. Such a size fits anything.
 using Sizes = std::vector<int64_t>;
@@ -78,8 +78,8 @@ std::string temporal_attn_error(const Letters& sizes, int64_t heads);
 std::string heads_error(int64_t heads);
 
 // The forward call of sizes without error. `inputs` are in the node's order, and dense.
-mssts_deform_attn deform_attn_call(const Letters& sizes, int32_t dtype, int32_t shapes_dtype,
-                                   const void* const* inputs, void* out);
+mssts_deform_attn deform_attn_call(const Letters& sizes, int32_t dtype, int32_t shapes_dtype, const void* const* inputs,
+                                   void* out);
 mssts_temporal_attn temporal_attn_call(const Letters& sizes, int64_t heads, int32_t dtype, const void* const* inputs,
                                        void* out);
 

@@ -172,8 +172,8 @@ extern "C" MSSTS_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, co
   using namespace mssts::ort;
   const OrtApi* api = base->GetApi(kApiVersion);
   if (api == nullptr) {
-    const auto message = std::string("the mssts kernels need ONNX Runtime 1.21 or newer; this is ") +
-                         base->GetVersionString();
+    const auto message =
+        std::string("the mssts kernels need ONNX Runtime 1.21 or newer; this is ") + base->GetVersionString();
     return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
   }
   return guarded(*api, [&] { check(api->AddCustomOpDomain(options, Domain::of(*api))); });

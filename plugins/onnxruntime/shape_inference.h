@@ -17,7 +17,7 @@ struct SymbolicSize {
 
 // The context's own; not to be released.
 inline const OrtTensorTypeAndShapeInfo* input_info(const OrtApi& api, const OrtShapeInferContext* context,
-                                                  size_t index) {
+                                                   size_t index) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api.ShapeInferContext_GetInputTypeShape(context, index, &info));
   return info;

@@ -89,8 +89,8 @@ class MSDeformAttn : public ov::op::Op {
     const ov::Shape& value = inputs[0].get_shape();
     outputs[0].set_shape({value[0], inputs[3].get_shape()[1], value[2] * value[3]});
     const int32_t shapes_dtype = inputs[1].get_element_type() == ov::element::i32 ? MSSTS_INT32 : MSSTS_INT64;
-    const mssts_deform_attn call = deform_attn_call(sizes, dtype_of(inputs[0].get_element_type()), shapes_dtype,
-                                                    data.data(), outputs[0].data());
+    const mssts_deform_attn call =
+        deform_attn_call(sizes, dtype_of(inputs[0].get_element_type()), shapes_dtype, data.data(), outputs[0].data());
     const mssts_executor threads = executor();
     check(mssts_cpu_deform_attn_forward(&call, &threads));
     return true;

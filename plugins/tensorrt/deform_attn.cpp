@@ -17,7 +17,8 @@ class DeformAttn final : public Plugin {
   DeformAttn() : Plugin(kDeformAttn, "mssts MSDeformAttn kernels=1") {}
 
   nvinfer1::IPluginV3* clone() noexcept override {
-    return guarded(kDeformAttn.op, static_cast<nvinfer1::IPluginV3*>(nullptr), [this] { return new DeformAttn(*this); });
+    return guarded(kDeformAttn.op, static_cast<nvinfer1::IPluginV3*>(nullptr),
+                   [this] { return new DeformAttn(*this); });
   }
 
   PluginFieldCollection const* getFieldsToSerialize() noexcept override {
@@ -30,8 +31,8 @@ class DeformAttn final : public Plugin {
     const std::string wrong = deform_attn_error(letters);
     if (!wrong.empty()) return wrong;
     if (letters['M'] > 0 && letters['D'] > 0 && out_NQC.at(2) >= 0 && out_NQC[2] != letters['M'] * letters['D']) {
-      return "out is " + text_of(out_NQC) + ", expected [N,Q,M*D] with M*D = " +
-             std::to_string(letters['M'] * letters['D']);
+      return "out is " + text_of(out_NQC) +
+             ", expected [N,Q,M*D] with M*D = " + std::to_string(letters['M'] * letters['D']);
     }
     return "";
   }
@@ -41,8 +42,7 @@ class DeformAttn final : public Plugin {
     out_NQC.nbDims = 3;
     out_NQC.d[0] = inputs[kValue].d[0];
     out_NQC.d[1] = inputs[kOffsets].d[1];
-    out_NQC.d[2] =
-        builder.operation(nvinfer1::DimensionOperation::kPROD, *inputs[kValue].d[2], *inputs[kValue].d[3]);
+    out_NQC.d[2] = builder.operation(nvinfer1::DimensionOperation::kPROD, *inputs[kValue].d[2], *inputs[kValue].d[3]);
     return out_NQC;
   }
 

@@ -66,8 +66,8 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
   return guarded(node_.op, false, [&] {
     if (!counts_fit(input_count, output_count)) return false;
     if (position < 0 || position > input_count) {
-      return reject(Severity::kERROR, "asked for tensor " + std::to_string(position) + " of " +
-                                          std::to_string(input_count + 1));
+      return reject(Severity::kERROR,
+                    "asked for tensor " + std::to_string(position) + " of " + std::to_string(input_count + 1));
     }
     // The builder tries types and formats by asking: a no is no error, and only a verbose log tells it.
     if (tensors[position].desc.format != TensorFormat::kLINEAR) {

@@ -161,9 +161,8 @@ extern "C" {
 MSSTS_API int32_t mssts_register_tensorrt_plugins(void* registry) {
   using namespace mssts::trt;
   if (registry == nullptr) return register_everywhere();
-  return guarded("registration", int32_t{0}, [registry] {
-    return register_with(*static_cast<nvinfer1::IPluginRegistry*>(registry)) ? 1 : 0;
-  });
+  return guarded("registration", int32_t{0},
+                 [registry] { return register_with(*static_cast<nvinfer1::IPluginRegistry*>(registry)) ? 1 : 0; });
 }
 
 #define MSSTS_TEXT_(x) #x

@@ -23,9 +23,7 @@ const char* text_of(DataType type) {
 
 }  // namespace
 
-Sizes sizes_of(const nvinfer1::Dims& dims) {
-  return dims.nbDims < 0 ? Sizes{} : Sizes(dims.d, dims.d + dims.nbDims);
-}
+Sizes sizes_of(const nvinfer1::Dims& dims) { return dims.nbDims < 0 ? Sizes{} : Sizes(dims.d, dims.d + dims.nbDims); }
 
 Sizes sizes_of(const nvinfer1::DimsExprs& dims) {
   Sizes sizes;

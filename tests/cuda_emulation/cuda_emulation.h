@@ -1,5 +1,5 @@
-// CUDA's device language for g++: what a kernel of plugins/cuda may use (README.md beside this file). Threads are fibers
-// of one operating-system thread; an operation that waits for other threads parks its fiber (scheduler.cpp).
+// CUDA's device language for g++: what a kernel of plugins/cuda may use (README.md beside this file). Threads are
+// fibers of one operating-system thread; an operation that waits for other threads parks its fiber (scheduler.cpp).
 #ifndef MSSTS_EMULATION_CUDA_EMULATION_H
 #define MSSTS_EMULATION_CUDA_EMULATION_H
 
@@ -46,8 +46,8 @@ struct Request {
   Operation operation;
   unsigned mask;  // of a warp operation
   Site site;
-  int source = 0;         // lane that a shuffle reads
-  uint64_t value[2] = {0, 0};  // in and out
+  int source = 0;                  // lane that a shuffle reads
+  uint64_t value[2] = {0, 0};      // in and out
   Fragments* fragments = nullptr;  // of a matrix product
 };
 
@@ -107,7 +107,8 @@ extern dim3 gridDim;
 constexpr int warpSize = 32;
 
 #define MSSTS_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
-#define MSSTS_HERE ::mssts::emulation::Site{file, line}
+#define MSSTS_HERE \
+  ::mssts::emulation::Site { file, line }
 
 // Synchronisation
 
@@ -162,13 +163,12 @@ inline int __any_sync(unsigned mask, int predicate, MSSTS_SITE) {
 inline int __all_sync(unsigned mask, int predicate, MSSTS_SITE) {
   return __ballot_sync(mask, predicate, file, line) == mask;
 }
-#define MSSTS_EMULATED_REDUCTION(name, operation)                                                            \
-  template <typename T>                                                                                      \
-  T name(unsigned mask, T value, MSSTS_SITE) {                                                               \
-    static_assert(std::is_integral<T>::value && sizeof(T) == 4, "CUDA reduces int and unsigned alone");      \
-    const uint64_t wide = static_cast<uint64_t>(static_cast<int64_t>(value));                                \
-    return static_cast<T>(                                                                                   \
-        mssts::emulation::combine(mssts::emulation::Operation::operation, mask, wide, MSSTS_HERE));          \
+#define MSSTS_EMULATED_REDUCTION(name, operation)                                                                     \
+  template <typename T>                                                                                               \
+  T name(unsigned mask, T value, MSSTS_SITE) {                                                                        \
+    static_assert(std::is_integral<T>::value && sizeof(T) == 4, "CUDA reduces int and unsigned alone");               \
+    const uint64_t wide = static_cast<uint64_t>(static_cast<int64_t>(value));                                         \
+    return static_cast<T>(mssts::emulation::combine(mssts::emulation::Operation::operation, mask, wide, MSSTS_HERE)); \
   }
 MSSTS_EMULATED_REDUCTION(__reduce_add_sync, kReduceAdd)
 MSSTS_EMULATED_REDUCTION(__reduce_min_sync, kReduceMin)
@@ -179,12 +179,12 @@ MSSTS_EMULATED_REDUCTION(__reduce_max_sync, kReduceMax)
 
 // Atomics: no other thread runs meanwhile.
 
-#define MSSTS_EMULATED_ATOMIC(name, result)  \
-  template <typename T>                      \
-  T name(T* target, T operand) {             \
-    const T old = *target;                   \
-    *target = static_cast<T>(result);        \
-    return old;                              \
+#define MSSTS_EMULATED_ATOMIC(name, result) \
+  template <typename T>                     \
+  T name(T* target, T operand) {            \
+    const T old = *target;                  \
+    *target = static_cast<T>(result);       \
+    return old;                             \
   }
 MSSTS_EMULATED_ATOMIC(atomicAdd, old + operand)
 MSSTS_EMULATED_ATOMIC(atomicMax, old < operand ? operand : old)

@@ -102,8 +102,8 @@ void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t 
   const size_t allowed = limit != shared_limits.end() ? static_cast<size_t>(limit->second) : SharedMemory::kUsual;
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
   const bool block_is_possible = threads > 0 && block.x <= 1024 && block.y <= 1024 && block.z <= 64 && threads <= 1024;
-  const bool grid_is_possible = grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x <= 0x7fffffffu && grid.y <= 65535 &&
-                                grid.z <= 65535;
+  const bool grid_is_possible =
+      grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535;
   if (!block_is_possible || !grid_is_possible || shared_bytes > std::max(allowed, SharedMemory::kUsual)) {
     last_error = cudaErrorInvalidConfiguration;
     return;

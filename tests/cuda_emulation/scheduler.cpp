@@ -69,7 +69,7 @@ class FaultHandler {
  private:
   static void handle(int, siginfo_t* info, void*) { running->fault(info->si_addr); }
 
-  struct sigaction before_[2] {};
+  struct sigaction before_[2]{};
   stack_t stack_before_{};
 };
 
@@ -328,8 +328,8 @@ void Scheduler::leave() {
     const Thread& thread = *threads_[other];
     if (thread.state != State::kWaiting || thread.request->operation == Operation::kSyncthreads) continue;
     if ((thread.request->mask >> lane() & 1u) != 0) {
-      failure_ = where_ + ", thread " + text(threads_[current_]->index) + " exits, while " + describe(other) +
-                 " for it too";
+      failure_ =
+          where_ + ", thread " + text(threads_[current_]->index) + " exits, while " + describe(other) + " for it too";
       return;
     }
   }

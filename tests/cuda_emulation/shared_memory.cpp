@@ -45,7 +45,8 @@ std::string SharedMemory::damaged() const {
     const unsigned char* canary = memory_.data() + array.offset + array.bytes;
     for (size_t i = 0; i < kCanary; ++i) {
       if (canary[i] == 0xa5) continue;
-      const std::string which = array.line == 0 ? array.file : "the shared array of " + text(Site{array.file, array.line});
+      const std::string which =
+          array.line == 0 ? array.file : "the shared array of " + text(Site{array.file, array.line});
       return which + " was written " + std::to_string(i) + " bytes past its end of " + std::to_string(array.bytes);
     }
   }

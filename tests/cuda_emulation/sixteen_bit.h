@@ -22,7 +22,7 @@ inline uint16_t half_bits(float value) {
   const uint32_t word = bits<uint32_t>(value);
   const uint16_t sign = static_cast<uint16_t>((word >> 16) & 0x8000u);
   const uint32_t magnitude = word & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return 0x7fffu;                                  // NaN: CUDA's canonical one
+  if (magnitude > 0x7f800000u) return 0x7fffu;                                 // NaN: CUDA's canonical one
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more round to infinity
   if (magnitude < 0x38800000u) {
     // Subnormal halves are multiples of 2^-24; adding 0.5 lines that bit up with fp32's last one, and rounds.

@@ -69,12 +69,12 @@ class Driver {
     if (name == "register") return register_plugins();
     if (name == "build") return quoted(symbol<const char* (*)()>("mssts_tensorrt_build")());
     if (name == "creators") return creators(words);  // of these names
-    if (name == "create") return create(words);  // op, build|runtime, field:type:value…
+    if (name == "create") return create(words);      // op, build|runtime, field:type:value…
     if (name == "use") return use(std::stoul(words.at(0)));
     if (name == "capabilities") return capabilities();
     if (name == "types") return types(words);
-    if (name == "shapes") return shapes(words);      // "N,4820,8,32"…: a name is a size not known yet
-    if (name == "format") return format(words);      // position, tensors
+    if (name == "shapes") return shapes(words);        // "N,4820,8,32"…: a name is a size not known yet
+    if (name == "format") return format(words);        // position, tensors
     if (name == "configure") return configure(words);  // inputs, output
     if (name == "change") return change(words);
     if (name == "enqueue") return enqueue(words);  // tensor@file…, output@file
@@ -290,8 +290,8 @@ class Driver {
       pointers.push_back(memory.back()->data());
     }
     const size_t inputs = tensors.size() - 1;
-    const int32_t status = runtime_part()->enqueue(tensors.data(), &tensors[inputs], pointers.data(),
-                                                   &pointers[inputs], nullptr, nullptr);
+    const int32_t status =
+        runtime_part()->enqueue(tensors.data(), &tensors[inputs], pointers.data(), &pointers[inputs], nullptr, nullptr);
     if (status == 0) memory.back()->write(split(words.back(), '@').at(1));
     return std::to_string(status);
   }

@@ -32,14 +32,16 @@ inline std::string joined(const Words& items) {
   return out + "]";
 }
 
-inline const std::map<std::string, DataType> kTypes = {
-    {"float32", DataType::kFLOAT}, {"float16", DataType::kHALF}, {"bfloat16", DataType::kBF16},
-    {"int32", DataType::kINT32},   {"int64", DataType::kINT64},  {"int8", DataType::kINT8},
-    {"bool", DataType::kBOOL},     {"uint8", DataType::kUINT8},  {"fp8", DataType::kFP8},
-    {"int4", DataType::kINT4}};
-inline const std::map<std::string, TensorFormat> kFormats = {
-    {"linear", TensorFormat::kLINEAR}, {"chw2", TensorFormat::kCHW2}, {"hwc8", TensorFormat::kHWC8},
-    {"chw32", TensorFormat::kCHW32},   {"hwc", TensorFormat::kHWC}};
+inline const std::map<std::string, DataType> kTypes = {{"float32", DataType::kFLOAT}, {"float16", DataType::kHALF},
+                                                       {"bfloat16", DataType::kBF16}, {"int32", DataType::kINT32},
+                                                       {"int64", DataType::kINT64},   {"int8", DataType::kINT8},
+                                                       {"bool", DataType::kBOOL},     {"uint8", DataType::kUINT8},
+                                                       {"fp8", DataType::kFP8},       {"int4", DataType::kINT4}};
+inline const std::map<std::string, TensorFormat> kFormats = {{"linear", TensorFormat::kLINEAR},
+                                                             {"chw2", TensorFormat::kCHW2},
+                                                             {"hwc8", TensorFormat::kHWC8},
+                                                             {"chw32", TensorFormat::kCHW32},
+                                                             {"hwc", TensorFormat::kHWC}};
 
 inline size_t bytes_of(DataType type) {
   switch (type) {
