@@ -11,7 +11,8 @@ TORCH ?= torch==2.13.0
 PLUGINS_ARGS ?=
 CXX_FOUND := $(shell command -v $(CXX) 2>/dev/null)
 
-OPENVINO_DOOR := mssts/lib/libmssts_openvino.so
+OPENVINO_BINDING := mssts/lib/libmssts_openvino.so
+CXX_SOURCES := git ls-files -z '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh'
 # $(call configure,-D…): what to build; $(BUILD) builds it.
 configure = PATH="$(abspath $(BIN)):$$PATH" cmake -S plugins -B build/plugins -G Ninja --log-level=WARNING \
   -DMSSTS_PYTHON="$(abspath $(BIN))/python" $(1)
@@ -31,10 +32,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # The demo's engine runs on our kernels where they can be built; the definitions of the ops in the file do as well.
-demo: setup $(if $(CXX_FOUND),$(OPENVINO_DOOR)) ## the main job: shapes → ONNX → Triton → client → masks and AP (VIDEO=clip.mp4 for your own video)
+demo: setup $(if $(CXX_FOUND),$(OPENVINO_BINDING)) ## the main job: shapes → ONNX → Triton → client → masks and AP (VIDEO=clip.mp4 for your own video)
 	$(BIN)/mssts demo $(if $(VIDEO),--video "$(VIDEO)")
 
-$(OPENVINO_DOOR): | setup
+$(OPENVINO_BINDING): | setup
 	@echo "building the kernels for the processor (make plugins builds all)"
 	@{ $(call configure,-DMSSTS_PARTS="cpu;openvino") && $(BUILD) >/dev/null; } \
 	  || echo "they cannot be built here, so the ops run by their definitions, which is slower"
@@ -61,14 +62,16 @@ bench-gpu: setup plugins ## kernels and whole engines on an NVIDIA GPU, into run
 	  --runners pytorch-cuda,pytorch-compiled-cuda,onnxruntime-cuda,tensorrt,tensorrt-rtx \
 	  --repeats 50 --out runs/gpu/fps_batch$$batch.json || exit 1; done
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(CXX_SOURCES) | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
-format: setup ## ruff's formatting and its safe fixes
+format: setup ## formatting, and ruff's safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(CXX_SOURCES) | xargs -0 $(BIN)/clang-format -i
 
 clean: ## everything that was built, the environment included
 	rm -rf $(VENV) runs build dist mssts/lib *.egg-info

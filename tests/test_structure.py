@@ -100,3 +100,10 @@ def test_triton_repo_holds_models_alone():
     """Triton takes every folder in it for a model."""
     for folder in (ROOT / "triton_repo").iterdir():
         assert (folder / "config.pbtxt").is_file(), f"{folder.name} is no model"
+
+
+def test_no_two_headers_have_one_name():
+    """An include names one file, whichever folders the compiler searches."""
+    folders = (ROOT / "plugins", ROOT / "tests")
+    names = [path.name for folder in folders for path in folder.rglob("*") if path.suffix in (".h", ".cuh", ".inl")]
+    assert names and sorted(set(names)) == sorted(names)

@@ -2,11 +2,12 @@
 #include <exception>
 #include <new>
 
-#include "error.h"
+#include "common/error.h"
+#include "common/validate.h"
 #include "isa.h"
-#include "kernels.h"
+#include "levels.h"
 #include "parallel.h"
-#include "validate.h"
+#include "scalar.h"
 
 namespace {
 
@@ -35,9 +36,15 @@ bool fits_vectors(const mssts_deform_attn& call, const std::vector<mssts::Level>
   return call.dtype != MSSTS_FLOAT64;
 }
 
+mssts_status validate(const mssts_deform_attn* call, bool backward, std::vector<mssts::Level>* levels) {
+  mssts_status status = mssts::validate_sizes(call, mssts::kCpuSupport);
+  if (status == MSSTS_OK) status = mssts::validate_tensors(*call, backward, 0, mssts::kCpuSupport);
+  return status == MSSTS_OK ? mssts::read_levels(*call, levels) : status;
+}
+
 int temporal_attn(const mssts_temporal_attn* call, bool backward, const mssts_executor* executor) {
   return guarded([&] {
-    const mssts_status status = mssts::validate(call, backward);
+    const mssts_status status = mssts::validate(call, backward, mssts::kCpuSupport);
     if (status != MSSTS_OK) return status;
     if (call->dtype == MSSTS_FLOAT64) return mssts::temporal_attn_scalar(*call, backward, executor);
     mssts::isa().temporal_attn(*call, backward, executor);
@@ -52,7 +59,7 @@ extern "C" {
 int mssts_cpu_deform_attn_forward(const mssts_deform_attn* call, const mssts_executor* executor) {
   return guarded([&] {
     std::vector<mssts::Level> levels;
-    const mssts_status status = mssts::validate(call, false, &levels);
+    const mssts_status status = validate(call, false, &levels);
     if (status != MSSTS_OK) return status;
     if (!fits_vectors(*call, levels)) return mssts::deform_attn_forward_scalar(*call, levels, executor);
     mssts::isa().deform_attn_forward(*call, levels.data(), executor);
@@ -63,7 +70,7 @@ int mssts_cpu_deform_attn_forward(const mssts_deform_attn* call, const mssts_exe
 int mssts_cpu_deform_attn_backward(const mssts_deform_attn* call, const mssts_executor* executor) {
   return guarded([&] {
     std::vector<mssts::Level> levels;
-    const mssts_status status = mssts::validate(call, true, &levels);
+    const mssts_status status = validate(call, true, &levels);
     if (status != MSSTS_OK) return status;
     if (!fits_vectors(*call, levels)) return mssts::deform_attn_backward_scalar(*call, levels, executor);
     mssts::isa().deform_attn_backward(*call, levels.data(), executor);

@@ -236,9 +236,9 @@ template <class Storage>
 void deform_attn_backward_as(const mssts_deform_attn& call, const Level* levels, const mssts_executor* executor) {
   Layout size{nullptr};
   PointTable::lay_out(&size, call);
-  const int64_t numbers = call.grad_reference == nullptr ? 0
-                                                         : call.batch * call.queries * call.heads * call.levels *
-                                                               int64_t{call.coordinates};
+  const int64_t numbers = call.grad_reference == nullptr
+                              ? 0
+                              : call.batch * call.queries * call.heads * call.levels * int64_t{call.coordinates};
   size.take<float>(numbers);
   Scratch memory(1, size.bytes);
   const Scratch::Block block(memory);

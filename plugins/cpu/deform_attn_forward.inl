@@ -13,7 +13,7 @@ template <int kVectors>
 MSSTS_INLINE void sample_slice(const PointTable& table, const Points& points, const float* slice, int64_t row,
                                Vec (&out)[kVectors]) {
   // Additions wait for one another: four chains of them for few vectors, two for many.
-  constexpr int kChains = kVectors * 4 <= 8 ? 4 : kVectors <= 2 ? 2 : 2;
+  constexpr int kChains = kVectors <= 2 ? 4 : 2;
   Vec sums[kChains][kVectors] = {};
   int64_t j = 0;
   for (int64_t l = 0; l < table.levels; ++l) {
@@ -130,9 +130,8 @@ struct DeformForward {
         MSSTS_UNROLL
         for (int k = 0; k < kVectors; ++k) {
           const int64_t rest = left - k * kLanes;
-          const Vec x = whole || rest >= kLanes
-                            ? load(at + k * kLanes)
-                            : load_part(at + k * kLanes, static_cast<int>(rest > 0 ? rest : 0));
+          const Vec x = whole || rest >= kLanes ? load(at + k * kLanes)
+                                                : load_part(at + k * kLanes, static_cast<int>(rest > 0 ? rest : 0));
           sums[c % 2][k] += share * x;
         }
       }
@@ -154,9 +153,8 @@ struct DeformForward {
         locate_query<For::kTokens, kGroups>(nq, m, points);
         Storage* out = static_cast<Storage*>(call.out) + (nq * call.heads + m) * call.channels;
         const Storage* value = value_of(n, m);
-        for_chunks(row, [&](auto chunk, int64_t d) {
-          sample_tokens<decltype(chunk)::kCount>(points, value, zeros, d, out);
-        });
+        for_chunks(
+            row, [&](auto chunk, int64_t d) { sample_tokens<decltype(chunk)::kCount>(points, value, zeros, d, out); });
       }
     }
   }

@@ -11,8 +11,8 @@ struct Layout {
   template <class T>
   T* take(int64_t count) {
     T* array = reinterpret_cast<T*>(memory + bytes);
-    bytes += (static_cast<size_t>(count) * sizeof(T) + Scratch::kAlignment - 1) / Scratch::kAlignment *
-             Scratch::kAlignment;
+    bytes +=
+        (static_cast<size_t>(count) * sizeof(T) + Scratch::kAlignment - 1) / Scratch::kAlignment * Scratch::kAlignment;
     return memory == nullptr ? nullptr : array;
   }
 };
@@ -26,8 +26,8 @@ struct PaddedLevel {
 
   int64_t line() const { return width + 1; }
   int64_t rows() const { return (height + 3) * line() + 1; }
-  int64_t first() const { return begin + 1 + line(); }                      // of the pixel (0, 0)
-  int64_t nothing() const { return first() + height * line() - 1; }        // all four corners are zeros
+  int64_t first() const { return begin + 1 + line(); }               // of the pixel (0, 0)
+  int64_t nothing() const { return first() + height * line() - 1; }  // all four corners are zeros
 };
 
 // What the points of all queries share: arrays over the L*P points, padded to whole vectors.
@@ -36,8 +36,8 @@ struct PointTable {
   const PaddedLevel* level;
   float* width;
   float* height;
-  int32_t* line;       // rows from a pixel to the one below
-  int32_t* first;      // row of the pixel (0, 0)
+  int32_t* line;   // rows from a pixel to the one below
+  int32_t* first;  // row of the pixel (0, 0)
   int32_t* nothing;
   int32_t* token;      // of the pixel (0, 0)
   int32_t* reference;  // index in a query's reference
@@ -78,25 +78,24 @@ struct PointTable {
 
 // The points of one query and head: arrays over the padded L*P.
 struct Points {
-  float* share[4];   // softmax weight times bilinear weight of the corners (0, 0), (0, 1), (1, 0), (1, 1) as (y, x)
-  int32_t* row[4];   // forward from a slice and backward: [0] alone, the slice's row; else the four tokens, -1 outside
+  float* share[4];  // softmax weight times bilinear weight of the corners (0, 0), (0, 1), (1, 0), (1, 1) as (y, x)
+  int32_t* row[4];  // forward from a slice and backward: [0] alone, the slice's row; else the four tokens, -1 outside
   // Backward only:
   float* weight;
-  float* x;          // where between the corners
+  float* x;  // where between the corners
   float* y;
-  float* slope_x;    // d(pixel) / d(offset)
+  float* slope_x;  // d(pixel) / d(offset)
   float* slope_y;
   float* offset_x;
   float* offset_y;
-  float* inside;     // 1 or 0
-  float* buffer;     // [2 * padded], for inputs that are no whole number of vectors
+  float* inside;  // 1 or 0
+  float* buffer;  // [2 * padded], for inputs that are no whole number of vectors
 
   static Points lay_out(Layout* layout, int64_t padded) {
     Points p{};
     for (float*& array : p.share) array = layout->take<float>(padded);
     for (int32_t*& array : p.row) array = layout->take<int32_t>(padded);
-    float** const arrays[] = {&p.weight,  &p.x,        &p.y,        &p.slope_x,
-                              &p.slope_y, &p.offset_x, &p.offset_y, &p.inside};
+    float** const arrays[] = {&p.weight, &p.x, &p.y, &p.slope_x, &p.slope_y, &p.offset_x, &p.offset_y, &p.inside};
     for (float** array : arrays) *array = layout->take<float>(padded);
     p.buffer = layout->take<float>(2 * padded);
     return p;

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels.h"
 #include "parallel.h"
+#include "scalar.h"
 #include "scratch.h"
 #include "storage.h"
 
@@ -39,9 +39,9 @@ struct Problem {
 // One point: its four corners (rows, columns, shares) and the slopes of the location.
 template <class Real>
 struct Point {
-  bool inside;        // whether any corner may be in the level
-  int64_t token[4];   // -1: outside
-  Real fx, fy;        // where between the corners; NaN if the location is
+  bool inside;            // whether any corner may be in the level
+  int64_t token[4];       // -1: outside
+  Real fx, fy;            // where between the corners; NaN if the location is
   Real slope_x, slope_y;  // d(pixel)/d(offset)
   Real offset_x, offset_y;
 

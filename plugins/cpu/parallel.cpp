@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +11,8 @@
 #include <cstring>
 #include <mutex>
 #include <thread>
+
+#include "common/usable_cores.h"
 
 namespace mssts {
 namespace {
@@ -99,10 +100,9 @@ const OpenMP* openmp() {
 
 // ---------------------------------------------------------------------------------------------------- our own
 
-int usable_processors() {
-  cpu_set_t set;
-  int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
-  if (count < 1) count = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+// As many as there are cores, but no more than OMP_NUM_THREADS.
+int most_threads() {
+  int count = usable_cores();
   if (const char* limit = std::getenv("OMP_NUM_THREADS")) {
     const int most = std::atoi(limit);
     if (most > 0) count = std::min(count, most);
@@ -185,8 +185,8 @@ int thread_count(const mssts_executor* executor) {
   if (executor != nullptr && executor->run != nullptr) return 1;
   if (in_task) return 1;
   if (const OpenMP* omp = openmp()) return omp->in_parallel() != 0 ? 1 : std::max(1, omp->max_threads());
-  static const int processors = usable_processors();
-  return processors;
+  static const int threads = most_threads();
+  return threads;
 }
 
 void run_tasks(const mssts_executor* executor, int64_t tasks, Task task, void* argument) {

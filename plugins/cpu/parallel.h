@@ -19,8 +19,7 @@ void run_tasks(const mssts_executor* executor, int64_t tasks, Task task, void* a
 template <class Body>
 void parallel_for(const mssts_executor* executor, int64_t tasks, Body&& body) {
   using Plain = std::remove_reference_t<Body>;
-  run_tasks(
-      executor, tasks, [](void* argument, int64_t index) { (*static_cast<Plain*>(argument))(index); }, &body);
+  run_tasks(executor, tasks, [](void* argument, int64_t index) { (*static_cast<Plain*>(argument))(index); }, &body);
 }
 
 // "openmp" or "own".

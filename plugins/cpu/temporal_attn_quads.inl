@@ -53,7 +53,8 @@ MSSTS_INLINE void dots_of_frames(const Frames<const Storage>& a, const Frames<co
   }
 }
 
-// to[i] = sum over j of weights[i * step_to + j * step_from] * from[j], for kCount of `to` and channels [0, D) of a head.
+// to[i] = sum over j of weights[i * step_to + j * step_from] * from[j], for kCount of `to` and the channels of
+// a head.
 template <int kCount, int64_t kChannels, class Storage>
 MSSTS_INLINE void mix_frames(const float* weights, int64_t step_to, int64_t step_from,
                              const Frames<const Storage>& from, const Frames<Storage>& to) {
@@ -157,8 +158,7 @@ struct TemporalByQuads {
     for (int i = 0; i < count; ++i) {
       for (int h = 0; h < kHeads; ++h) {
         const float* weight = reinterpret_cast<const float*>(weights) + 4 * h + i;
-        mix_all_frames<kChannels>(weight, U * kLanes, kLanes, value(b, s + i, m + h),
-                                  dense(c.out, T, b, s + i, m + h));
+        mix_all_frames<kChannels>(weight, U * kLanes, kLanes, value(b, s + i, m + h), dense(c.out, T, b, s + i, m + h));
       }
     }
   }

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels.h"
 #include "parallel.h"
+#include "scalar.h"
 #include "scratch.h"
 #include "storage.h"
 

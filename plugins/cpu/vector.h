@@ -132,22 +132,14 @@ MSSTS_INLINE Vec pick(Vec table, Int index) { return (Vec)_mm512_permutexvar_ps(
 
 MSSTS_INLINE Vec zip_low(Vec a, Vec b) { return (Vec)_mm512_unpacklo_ps((__m512)a, (__m512)b); }
 MSSTS_INLINE Vec zip_high(Vec a, Vec b) { return (Vec)_mm512_unpackhi_ps((__m512)a, (__m512)b); }
-MSSTS_INLINE Vec pair_low(Vec a, Vec b) {
-  return (Vec)_mm512_unpacklo_pd((__m512d)a, (__m512d)b);
-}
-MSSTS_INLINE Vec pair_high(Vec a, Vec b) {
-  return (Vec)_mm512_unpackhi_pd((__m512d)a, (__m512d)b);
-}
+MSSTS_INLINE Vec pair_low(Vec a, Vec b) { return (Vec)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); }
+MSSTS_INLINE Vec pair_high(Vec a, Vec b) { return (Vec)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
 MSSTS_INLINE Vec swap_halves(Vec x) { return (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)x, 0x4e); }
 MSSTS_INLINE Vec swap_lanes(Vec x) { return (Vec)_mm512_shuffle_f32x4((__m512)x, (__m512)x, 0xb1); }
 MSSTS_INLINE Vec swap_pairs(Vec x) { return (Vec)_mm512_permute_ps((__m512)x, 0x4e); }
 MSSTS_INLINE Vec swap_neighbours(Vec x) { return (Vec)_mm512_permute_ps((__m512)x, 0xb1); }
-MSSTS_INLINE Vec even(Vec a, Vec b) {
-  return shuffle<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(a, b);
-}
-MSSTS_INLINE Vec odd(Vec a, Vec b) {
-  return shuffle<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31>(a, b);
-}
+MSSTS_INLINE Vec even(Vec a, Vec b) { return shuffle<0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30>(a, b); }
+MSSTS_INLINE Vec odd(Vec a, Vec b) { return shuffle<1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31>(a, b); }
 MSSTS_INLINE Vec interleave_low(Vec a, Vec b) {
   return shuffle<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(a, b);
 }
@@ -306,8 +298,9 @@ MSSTS_INLINE Vec exp_of_negative(Vec x) {
   const Vec n = shifted - 12582912.0f;
   const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   // (e^r - 1 - r) / r^2, fitted for the least relative error of e^r on |r| <= ln 2 / 2.
-  const Vec p = ((((r * 0x1.9f0896p-13f + 0x1.6d8d06p-10f) * r + 0x1.111270p-7f) * r + 0x1.55548ep-5f) * r +
-                 0x1.555554p-3f) * r + 0.5f;
+  const Vec p =
+      ((((r * 0x1.9f0896p-13f + 0x1.6d8d06p-10f) * r + 0x1.111270p-7f) * r + 0x1.55548ep-5f) * r + 0x1.555554p-3f) * r +
+      0.5f;
   const Vec power = (Vec)(((Unsigned)shifted + 127u) << 23);
   const Vec y = (p * (r * r) + r + 1.0f) * power;
   return select(less(x, splat(-87.0f)), Vec{}, y);

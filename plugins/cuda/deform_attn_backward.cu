@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../cpu/error.h"
+#include "common/error.h"
 #include "deform_attn_launch.h"
 
 namespace mssts {

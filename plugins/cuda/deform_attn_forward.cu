@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../cpu/error.h"
+#include "common/error.h"
 #include "deform_attn_launch.h"
 
 namespace mssts {

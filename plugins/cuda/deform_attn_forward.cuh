@@ -45,9 +45,8 @@ __device__ inline void forward_exactly(const DeformArguments& call, const Level*
   for (int k = 0; k < points; ++k) {
     const int l = k / call.points;
     const Level level = levels[l];
-    const Reference reference =
-        reference_at<true>(call.reference + ((frame * call.queries + query) * call.levels + l) * call.coordinates,
-                           call.coordinates);
+    const Reference reference = reference_at<true>(
+        call.reference + ((frame * call.queries + query) * call.levels + l) * call.coordinates, call.coordinates);
     const Cell cell =
         cell_of(location_of(reference, offset_at<true>(offsets, k), level, call.coordinates, half_of_points), level);
     const float scale = level.factor * softmax.weight(to_float(__ldg(logits + k)));
@@ -155,11 +154,11 @@ __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArgu
   const unsigned where = row >= 4 ? kNowhere : (row & 1) ? kToHigh : kToLow;
   const unsigned* const words = (row & 2) ? low : high;
   const unsigned token_bytes = heads * (D * sizeof(T));
-  const char* const value = opaque(static_cast<const char*>(call.value) +
-                                   static_cast<size_t>(mine.frame) * call.tokens * token_bytes +
-                                   mine.head * (D * sizeof(T)) + (g % kChunks) * 16);
-  char* const out = opaque(static_cast<char*>(call.out) +
-                           ((frame_queries + mine.first) * heads + mine.head) * (D * sizeof(T)));
+  const char* const value =
+      opaque(static_cast<const char*>(call.value) + static_cast<size_t>(mine.frame) * call.tokens * token_bytes +
+             mine.head * (D * sizeof(T)) + (g % kChunks) * 16);
+  char* const out =
+      opaque(static_cast<char*>(call.out) + ((frame_queries + mine.first) * heads + mine.head) * (D * sizeof(T)));
   const int left = static_cast<int>(call.queries - mine.first);
   bool finite = true;
 #pragma unroll 1
@@ -190,8 +189,8 @@ __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArgu
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const float first_column = sum[r / 2][2 * (r % 2)], second_column = sum[r / 2][2 * (r % 2) + 1];
-      channel[r] = (second ? second_column : first_column) +
-                   __shfl_xor_sync(kWarp, second ? first_column : second_column, 8);
+      channel[r] =
+          (second ? second_column : first_column) + __shfl_xor_sync(kWarp, second ? first_column : second_column, 8);
     }
     // ... then the parities, each lane keeping 4 channels of that column's 8.
     const unsigned first_two = pack<T>(channel[0], channel[1]), last_two = pack<T>(channel[2], channel[3]);
@@ -205,7 +204,7 @@ __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArgu
       char* const to = out + static_cast<uint64_t>(static_cast<unsigned>(item)) * token_bytes +
                        ((column % kChunks) * 8 + (odd ? 4 : 0)) * sizeof(T);
       *reinterpret_cast<uint2*>(to) = make_uint2((even_channels & 0xffffu) | (odd_channels << 16),
-                                                  (even_channels >> 16) | (odd_channels & 0xffff0000u));
+                                                 (even_channels >> 16) | (odd_channels & 0xffff0000u));
     }
   }
   if (__ballot_sync(kWarp, !finite) != 0) {
@@ -291,8 +290,8 @@ __global__ void __launch_bounds__(256) deform_forward_vector(const DeformArgumen
             for (int i = 0; i < V; ++i) x[corner][i] = 0.0f;
             // A corner outside has no share, whatever the token that stands for it holds.
             if (share[corner] != 0.0f) {
-              Wide<T, V>::load(
-                  reinterpret_cast<const T*>(channels + static_cast<uint64_t>(row[corner]) * token_bytes), x[corner]);
+              Wide<T, V>::load(reinterpret_cast<const T*>(channels + static_cast<uint64_t>(row[corner]) * token_bytes),
+                               x[corner]);
             }
           }
 #pragma unroll

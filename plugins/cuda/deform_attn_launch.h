@@ -10,8 +10,8 @@
 
 namespace mssts {
 
-constexpr int kMostWarps = 8;                  // of a block
-constexpr size_t kMostShared = 48 * 1024;      // that a block may have without asking
+constexpr int kMostWarps = 8;                   // of a block
+constexpr size_t kMostShared = 48 * 1024;       // that a block may have without asking
 constexpr size_t kStagingBytes = 256 * 3 * 16;  // static, at most
 
 inline DeformArguments arguments_of(const mssts_deform_attn& call) {

@@ -46,14 +46,17 @@ __device__ inline void read_levels(const DeformArguments& call, Level* levels) {
       if (height == 0 || width == 0) height = width = 0;
       // fp32 counts pixels up to 2^24.
       const long long longest = min(tokens, 1LL << 24);
-      broken = broken || height < 0 || width < 0 || height > longest || width > longest ||
-               start + height * width > tokens;
+      broken =
+          broken || height < 0 || width < 0 || height > longest || width > longest || start + height * width > tokens;
       if (broken) height = width = 0;
     }
     // Points of a level without tokens have no share, or NaN, of a token that is there.
     const bool some = height > 0;
     levels[level] = {some ? static_cast<int>(height) : 1, some ? static_cast<int>(width) : 1,
-                     some ? static_cast<unsigned>(start) : 0u, broken ? NAN : some ? 1.0f : 0.0f};
+                     some ? static_cast<unsigned>(start) : 0u,
+                     broken ? NAN
+                     : some ? 1.0f
+                            : 0.0f};
   }
   __syncthreads();
 }

@@ -1,18 +1,18 @@
-// What every kernel and launch of this folder includes in place of CUDA's headers: under nvcc these are CUDA's own,
-// under MSSTS_EMULATION a host-side stand-in (emulation/README.md). The macros are what the two spell differently.
+// What every kernel and launch of this folder includes in place of CUDA's headers: under nvcc CUDA's own, under
+// MSSTS_EMULATION those of the emulator (tests/cuda_emulation). The macros cover what the two spell differently.
 #ifndef MSSTS_CUDA_LAUNCH_H
 #define MSSTS_CUDA_LAUNCH_H
 
 #ifdef MSSTS_EMULATION
 
-#include "emulation/cuda_emulation.h"
+#include "cuda_emulation.h"
 
-#define MSSTS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                         \
+#define MSSTS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                            \
   ::mssts::emulation::launch(#kernel, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream, \
                              [=] { (kernel)(__VA_ARGS__); })
 
-#define MSSTS_SHARED(type, name, extents)      \
-  using name##_mssts_array = type extents;     \
+#define MSSTS_SHARED(type, name, extents)                       \
+  using name##_mssts_array = type extents;                      \
   name##_mssts_array& name = *static_cast<name##_mssts_array*>( \
       ::mssts::emulation::shared_array(__FILE__, __LINE__, #name, sizeof(name##_mssts_array)))
 
@@ -32,7 +32,7 @@
 #define MSSTS_SHARED(type, name, extents) __shared__ type name extents
 
 // MSSTS_DYNAMIC_SHARED(float4, staging): the launch's shared_bytes, 16-byte aligned; one a kernel.
-#define MSSTS_DYNAMIC_SHARED(type, name)                               \
+#define MSSTS_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char mssts_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(mssts_dynamic_shared)
 

@@ -8,7 +8,7 @@
 
 namespace mssts::temporal {
 
-constexpr int kWide = 8;            // channels of a lane, 32 apart
+constexpr int kWide = 8;  // channels of a lane, 32 apart
 constexpr int kWarpsOfBlock = 4;
 
 // The warp's task: a frame of queries or keys, a location, a head, a piece of its channels.

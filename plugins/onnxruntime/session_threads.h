@@ -1,27 +1,13 @@
-/* The threads of an ONNX Runtime session as the executor of a CPU kernel, so that the two never compete for cores. */
+// The threads of an ONNX Runtime session as the executor of a CPU kernel, so that the two never compete for cores.
 #ifndef MSSTS_ONNXRUNTIME_SESSION_THREADS_H
 #define MSSTS_ONNXRUNTIME_SESSION_THREADS_H
 
 #include <mssts/kernels.h>
-#include <sched.h>
 
-#include <thread>
-
-#include "runtime.h"
+#include "api.h"
+#include "common/usable_cores.h"
 
 namespace mssts::ort {
-
-/* The API does not tell how many threads a session has. A kernel needs the number only to cut its work into enough
- * tasks, which the session's threads take one after the other; so the cores of this process are a safe answer. */
-inline int32_t UsableCores() {
-  static const int32_t cores = [] {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    const int found = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 0;
-    return found > 0 ? found : static_cast<int>(std::thread::hardware_concurrency());
-  }();
-  return cores > 0 ? cores : 1;
-}
 
 class SessionThreads {
  public:
@@ -32,13 +18,18 @@ class SessionThreads {
   SessionThreads(const SessionThreads&) = delete;
   SessionThreads& operator=(const SessionThreads&) = delete;
 
-  mssts_executor Executor() { return {UsableCores(), &Run, this}; }
+  // The API does not tell how many threads a session has. A kernel needs the number only to cut its work into enough
+  // tasks, which the session's threads take one after the other, so the cores of this process are a safe answer.
+  mssts_executor executor() {
+    static const int cores = usable_cores();
+    return {cores, &run, this};
+  }
 
-  /* Throws what went wrong while handing out tasks. To be called after the kernel. */
-  void CheckRun() {
+  // Throws what went wrong while handing out tasks. To be called after the kernel.
+  void check_run() {
     OrtStatus* status = status_;
     status_ = nullptr;
-    Check(status);
+    check(status);
   }
 
  private:
@@ -47,7 +38,7 @@ class SessionThreads {
     void* argument;
   };
 
-  static void Run(void* self, int64_t tasks, void (*task)(void*, int64_t), void* argument) {
+  static void run(void* self, int64_t tasks, void (*task)(void*, int64_t), void* argument) {
     auto& threads = *static_cast<SessionThreads*>(self);
     if (threads.status_ != nullptr || tasks <= 0) return;
     Work work{task, argument};

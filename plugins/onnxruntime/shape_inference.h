@@ -1,42 +1,42 @@
-/* The output's shape from the inputs', for the runtime's planning of memory; nothing where the inputs do not tell. */
+// The output's shape from the inputs', for the runtime's planning of memory; nothing where the inputs do not tell.
 #ifndef MSSTS_ONNXRUNTIME_SHAPE_INFERENCE_H
 #define MSSTS_ONNXRUNTIME_SHAPE_INFERENCE_H
 
 #include <string>
 #include <vector>
 
-#include "runtime.h"
+#include "api.h"
 
 namespace mssts::ort {
 
-/* A size known as a number, or by the graph's name for it (then the number is -1), or not at all. */
+// A size known as a number, or by the graph's name for it (then the number is -1), or not at all.
 struct SymbolicSize {
   int64_t number = -1;
   std::string name;
 };
 
-/* The context's own; not to be released. */
-inline const OrtTensorTypeAndShapeInfo* InputInfo(const OrtApi& api, const OrtShapeInferContext* context,
-                                                  size_t index) {
+// The context's own; not to be released.
+inline const OrtTensorTypeAndShapeInfo* input_info(const OrtApi& api, const OrtShapeInferContext* context,
+                                                   size_t index) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
-  Check(api.ShapeInferContext_GetInputTypeShape(context, index, &info));
+  check(api.ShapeInferContext_GetInputTypeShape(context, index, &info));
   return info;
 }
 
-inline std::vector<SymbolicSize> InferredSizes(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
-  const OrtTensorTypeAndShapeInfo* info = InputInfo(api, context, index);
-  const std::vector<int64_t> numbers = Sizes(api, info);
+inline std::vector<SymbolicSize> inferred_sizes(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
+  const OrtTensorTypeAndShapeInfo* info = input_info(api, context, index);
+  const std::vector<int64_t> numbers = sizes_of(api, info);
   std::vector<const char*> names(numbers.size(), nullptr);
-  Check(api.GetSymbolicDimensions(info, names.data(), names.size()));
+  check(api.GetSymbolicDimensions(info, names.data(), names.size()));
   std::vector<SymbolicSize> sizes(numbers.size());
   for (size_t i = 0; i < sizes.size(); ++i) sizes[i] = {numbers[i], names[i] == nullptr ? "" : names[i]};
   return sizes;
 }
 
-/* Declares the shape of the only output, and its type, the first input's: without one, a shape makes it float32. A size
- * that is unknown and nameless leaves the shape undeclared: the runtime takes sizes of one name for equal, so none may
- * be invented. */
-inline void DeclareOutput(const OrtApi& api, OrtShapeInferContext* context, const std::vector<SymbolicSize>& sizes) {
+// Declares the shape of the only output, and its type, the first input's: without one, a shape makes it float32. A size
+// that is unknown and nameless leaves the shape undeclared: the runtime takes sizes of one name for equal, so none may
+// be invented.
+inline void declare_output(const OrtApi& api, OrtShapeInferContext* context, const std::vector<SymbolicSize>& sizes) {
   std::vector<int64_t> numbers;
   std::vector<const char*> names;
   for (const SymbolicSize& size : sizes) {
@@ -45,30 +45,30 @@ inline void DeclareOutput(const OrtApi& api, OrtShapeInferContext* context, cons
     names.push_back(size.number < 0 ? size.name.c_str() : "");
   }
   ONNXTensorElementDataType type{};
-  Check(api.GetTensorElementType(InputInfo(api, context, 0), &type));
+  check(api.GetTensorElementType(input_info(api, context, 0), &type));
   OrtTensorTypeAndShapeInfo* info = nullptr;
-  Check(api.CreateTensorTypeAndShapeInfo(&info));
+  check(api.CreateTensorTypeAndShapeInfo(&info));
   OrtStatus* status = api.SetTensorElementType(info, type);
   if (status == nullptr) status = api.SetDimensions(info, numbers.data(), numbers.size());
   if (status == nullptr) status = api.SetSymbolicDimensions(info, names.data(), names.size());
   if (status == nullptr) status = api.ShapeInferContext_SetOutputTypeShape(context, 0, info);
   api.ReleaseTensorTypeAndShapeInfo(info);
-  Check(status);
+  check(status);
 }
 
-/* value [N,S,M,D], offsets [N,Q,M,L,P,2] → [N, Q, M*D] */
-inline void InferDeformAttn(const OrtApi& api, OrtShapeInferContext* context) {
-  const auto value = InferredSizes(api, context, 0), offsets = InferredSizes(api, context, 3);
+// value [N,S,M,D], offsets [N,Q,M,L,P,2] → [N, Q, M*D]
+inline void infer_deform_attn(const OrtApi& api, OrtShapeInferContext* context) {
+  const auto value = inferred_sizes(api, context, 0), offsets = inferred_sizes(api, context, 3);
   if (value.size() != 4 || offsets.size() != 6) return;  // a shape that is unknown looks like a scalar's
   SymbolicSize channels;
   if (value[2].number >= 0 && value[3].number >= 0) channels.number = value[2].number * value[3].number;
-  DeclareOutput(api, context, {offsets[0], offsets[1], channels});
+  declare_output(api, context, {offsets[0], offsets[1], channels});
 }
 
-/* query [B,T,S,C] → the same */
-inline void InferTemporalAttn(const OrtApi& api, OrtShapeInferContext* context) {
-  const auto query = InferredSizes(api, context, 0);
-  if (query.size() == 4) DeclareOutput(api, context, query);
+// query [B,T,S,C] → the same
+inline void infer_temporal_attn(const OrtApi& api, OrtShapeInferContext* context) {
+  const auto query = inferred_sizes(api, context, 0);
+  if (query.size() == 4) declare_output(api, context, query);
 }
 
 }  // namespace mssts::ort

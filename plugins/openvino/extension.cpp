@@ -1,8 +1,10 @@
-// The door to OpenVINO: the two nodes of the ONNX domain `mssts` as operations of the CPU plugin. It calls the CPU
+// The binding for OpenVINO: the two nodes of the ONNX domain `mssts` as operations of the CPU plugin. It calls the CPU
 // kernels through the C ABI, on OpenVINO's own threads.
 #include <mssts/kernels.h>
 
+#include <array>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <openvino/core/extension.hpp>
@@ -11,6 +13,8 @@
 #include <openvino/frontend/onnx/extension/conversion.hpp>
 #include <openvino/frontend/onnx/node_context.hpp>
 #include <openvino/op/op.hpp>
+
+#include "common/node.h"
 
 namespace mssts {
 namespace {
@@ -31,6 +35,25 @@ int32_t dtype_of(const ov::element::Type& type) {
 }
 
 void check(int status) { OPENVINO_ASSERT(status == MSSTS_OK, "mssts: ", mssts_last_error()); }
+
+void check_node(const Node& node, const std::string& wrong) {
+  OPENVINO_ASSERT(wrong.empty(), "mssts: ", node.op, ": ", wrong);
+}
+
+struct Inputs {
+  Letters sizes;
+  std::array<const void*, 5> data{};
+};
+
+Inputs inputs_of(const Node& node, const ov::TensorVector& tensors) {
+  Inputs inputs;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const ov::Shape& shape = tensors[i].get_shape();
+    check_node(node, inputs.sizes.bind(node.tensors[i], Sizes(shape.begin(), shape.end())));
+    inputs.data[i] = tensors[i].data();
+  }
+  return inputs;
+}
 
 // value [N,S,M,D], shapes [L,2] int32 or int64 (h, w), reference [N,Q,L,R] fp32, offsets [N,Q,M,L,P,2],
 // logits [N,Q,M,L,P] → [N,Q,M·D].
@@ -61,25 +84,13 @@ class MSDeformAttn : public ov::op::Op {
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const ov::Shape value = inputs[0].get_shape(), offsets = inputs[3].get_shape();
-    outputs[0].set_shape({value[0], offsets[1], value[2] * value[3]});
-    mssts_deform_attn call{};
-    call.batch = static_cast<int64_t>(value[0]);
-    call.tokens = static_cast<int64_t>(value[1]);
-    call.queries = static_cast<int64_t>(offsets[1]);
-    call.heads = static_cast<int32_t>(value[2]);
-    call.channels = static_cast<int32_t>(value[3]);
-    call.levels = static_cast<int32_t>(offsets[3]);
-    call.points = static_cast<int32_t>(offsets[4]);
-    call.coordinates = static_cast<int32_t>(inputs[2].get_shape()[3]);
-    call.dtype = dtype_of(inputs[0].get_element_type());
-    call.shapes_dtype = inputs[1].get_element_type() == ov::element::i32 ? MSSTS_INT32 : MSSTS_INT64;
-    call.value = inputs[0].data();
-    call.shapes = inputs[1].data();
-    call.reference = inputs[2].data();
-    call.offsets = inputs[3].data();
-    call.logits = inputs[4].data();
-    call.out = outputs[0].data();
+    const auto [sizes, data] = inputs_of(kDeformAttn, inputs);
+    check_node(kDeformAttn, deform_attn_error(sizes));
+    const ov::Shape& value = inputs[0].get_shape();
+    outputs[0].set_shape({value[0], inputs[3].get_shape()[1], value[2] * value[3]});
+    const int32_t shapes_dtype = inputs[1].get_element_type() == ov::element::i32 ? MSSTS_INT32 : MSSTS_INT64;
+    const mssts_deform_attn call =
+        deform_attn_call(sizes, dtype_of(inputs[0].get_element_type()), shapes_dtype, data.data(), outputs[0].data());
     const mssts_executor threads = executor();
     check(mssts_cpu_deform_attn_forward(&call, &threads));
     return true;
@@ -111,23 +122,14 @@ class SplitTemporalAttn : public ov::op::Op {
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const ov::Shape query = inputs[0].get_shape(), key = inputs[1].get_shape();
-    outputs[0].set_shape(query);
-    mssts_temporal_attn call{};
-    call.batch = static_cast<int64_t>(query[0]);
-    call.locations = static_cast<int64_t>(query[2]);
-    call.query_frames = static_cast<int32_t>(query[1]);
-    call.key_frames = static_cast<int32_t>(key[1]);
-    call.heads = static_cast<int32_t>(heads_);
-    call.channels = static_cast<int32_t>(static_cast<int64_t>(query[3]) / heads_);
-    call.dtype = dtype_of(inputs[0].get_element_type());
+    const auto [sizes, data] = inputs_of(kTemporalAttn, inputs);
+    check_node(kTemporalAttn, temporal_attn_error(sizes, heads_));
+    outputs[0].set_shape(inputs[0].get_shape());
+    mssts_temporal_attn call =
+        temporal_attn_call(sizes, heads_, dtype_of(inputs[0].get_element_type()), data.data(), outputs[0].data());
     set_strides(call.query_strides, inputs[0]);
     set_strides(call.key_strides, inputs[1]);
     set_strides(call.value_strides, inputs[2]);
-    call.query = inputs[0].data();
-    call.key = inputs[1].data();
-    call.value = inputs[2].data();
-    call.out = outputs[0].data();
     const mssts_executor threads = executor();
     check(mssts_cpu_temporal_attn_forward(&call, &threads));
     return true;

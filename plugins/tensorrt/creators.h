@@ -1,4 +1,4 @@
-/* The plugins of this library. */
+// The plugins of this library.
 #ifndef MSSTS_TENSORRT_CREATORS_H
 #define MSSTS_TENSORRT_CREATORS_H
 
@@ -8,11 +8,11 @@
 
 namespace mssts::trt {
 
-/* The version and the namespace of the ONNX nodes (mssts/ops/exporting.py). */
+// The version and the namespace of the ONNX nodes (mssts/ops/exporting.py).
 constexpr const char* kVersion = "1";
 constexpr const char* kNamespace = "";
 
-/* Made at the first use and never destroyed: a registry may outlive this library's statics. */
+// Made at the first use and never destroyed: a registry may outlive this library's statics.
 nvinfer1::IPluginCreatorV3One& deform_attn_creator();
 nvinfer1::IPluginCreatorV3One& temporal_attn_creator();
 

@@ -7,28 +7,17 @@ namespace mssts::trt {
 using nvinfer1::PluginCapabilityType;
 using nvinfer1::TensorFormat;
 
-int32_t dtype_of(nvinfer1::DataType type) {
-  switch (type) {
-    case nvinfer1::DataType::kFLOAT: return MSSTS_FLOAT32;
-    case nvinfer1::DataType::kHALF: return MSSTS_FLOAT16;
-    case nvinfer1::DataType::kBF16: return MSSTS_BFLOAT16;
-    case nvinfer1::DataType::kINT32: return MSSTS_INT32;
-    case nvinfer1::DataType::kINT64: return MSSTS_INT64;
-    default: return -1;
-  }
-}
-
 bool Plugin::reject(Severity severity, const std::string& message) const noexcept {
-  log(severity, std::string("mssts ") + signature().op + ": " + message);
+  log(severity, std::string("mssts ") + node_.op + ": " + message);
   return false;
 }
 
 bool Plugin::counts_fit(int32_t inputs, int32_t outputs) const {
-  if (inputs == signature().input_count() && outputs == 1) return true;
+  if (inputs == node_.input_count && outputs == 1) return true;
   std::string names;
-  for (const TensorSpec& tensor : signature().inputs) names += (names.empty() ? "" : ", ") + std::string(tensor.name);
+  for (int32_t i = 0; i < node_.input_count; ++i) names += (i == 0 ? "" : ", ") + std::string(node_.tensors[i].name);
   return reject(Severity::kERROR, "has " + std::to_string(inputs) + " inputs and " + std::to_string(outputs) +
-                                      " outputs, expected " + std::to_string(signature().input_count()) + " (" + names +
+                                      " outputs, expected " + std::to_string(node_.input_count) + " (" + names +
                                       ") and 1");
 }
 
@@ -43,11 +32,11 @@ nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(PluginCapabilityType
 
 int32_t Plugin::getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType* inputs,
                                    int32_t input_count) const noexcept {
-  return guarded(signature().op, int32_t{-1}, [&]() -> int32_t {
+  return guarded(node_.op, int32_t{-1}, [&]() -> int32_t {
     if (!counts_fit(input_count, output_count)) return -1;
     const std::vector<DataType> types(inputs, inputs + input_count);
     for (int32_t i = 0; i < input_count; ++i) {
-      const std::string wrong = type_error(signature(), i, types);
+      const std::string wrong = type_error(node_, i, types);
       if (!wrong.empty()) return reject(Severity::kERROR, wrong) ? 0 : -1;
     }
     outputs[0] = inputs[0];  // value or query: the first data tensor of both ops
@@ -57,12 +46,12 @@ int32_t Plugin::getOutputDataTypes(DataType* outputs, int32_t output_count, cons
 
 int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, const DimsExprs*, int32_t,
                                 DimsExprs* outputs, int32_t output_count, nvinfer1::IExprBuilder& builder) noexcept {
-  return guarded(signature().op, int32_t{-1}, [&]() -> int32_t {
+  return guarded(node_.op, int32_t{-1}, [&]() -> int32_t {
     if (!counts_fit(input_count, output_count)) return -1;
     Letters letters;
     std::string wrong;
     for (int32_t i = 0; i < input_count && wrong.empty(); ++i) {
-      wrong = letters.bind(signature().at(i), sizes_of(inputs[i]));
+      wrong = letters.bind(node_.tensors[i], sizes_of(inputs[i]));
     }
     if (wrong.empty()) {
       outputs[0] = output_shape(inputs, builder);
@@ -74,19 +63,19 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, co
 
 bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors, int32_t input_count,
                                        int32_t output_count) noexcept {
-  return guarded(signature().op, false, [&] {
+  return guarded(node_.op, false, [&] {
     if (!counts_fit(input_count, output_count)) return false;
     if (position < 0 || position > input_count) {
-      return reject(Severity::kERROR, "asked for tensor " + std::to_string(position) + " of " +
-                                          std::to_string(input_count + 1));
+      return reject(Severity::kERROR,
+                    "asked for tensor " + std::to_string(position) + " of " + std::to_string(input_count + 1));
     }
     // The builder tries types and formats by asking: a no is no error, and only a verbose log tells it.
     if (tensors[position].desc.format != TensorFormat::kLINEAR) {
-      return reject(Severity::kVERBOSE, std::string(signature().at(position).name) + " must have linear format");
+      return reject(Severity::kVERBOSE, std::string(node_.tensors[position].name) + " must have linear format");
     }
     std::vector<DataType> types;
     for (int32_t i = 0; i <= position; ++i) types.push_back(tensors[i].desc.type);
-    const std::string wrong = type_error(signature(), position, types);
+    const std::string wrong = type_error(node_, position, types);
     return wrong.empty() || reject(Severity::kVERBOSE, wrong);
   });
 }
@@ -94,23 +83,23 @@ bool Plugin::supportsFormatCombination(int32_t position, const DynamicPluginTens
 bool Plugin::accepts(const PluginTensorDesc* const* tensors) const {
   Letters letters;
   std::vector<DataType> types;
-  for (int32_t i = 0; i <= signature().input_count(); ++i) {
-    const TensorSpec& tensor = signature().at(i);
+  for (int32_t i = 0; i <= node_.input_count; ++i) {
+    const TensorSpec& tensor = node_.tensors[i];
     types.push_back(tensors[i]->type);
-    std::string wrong = type_error(signature(), i, types);
+    std::string wrong = type_error(node_, i, types);
     if (wrong.empty() && tensors[i]->format != TensorFormat::kLINEAR) {
       wrong = std::string(tensor.name) + " must have linear format";
     }
     if (wrong.empty()) wrong = letters.bind(tensor, sizes_of(tensors[i]->dims));
     if (!wrong.empty()) return reject(Severity::kERROR, wrong);
   }
-  const std::string wrong = size_error(letters, sizes_of(tensors[signature().input_count()]->dims));
+  const std::string wrong = size_error(letters, sizes_of(tensors[node_.input_count]->dims));
   return wrong.empty() || reject(Severity::kERROR, wrong);
 }
 
 int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t input_count,
                                 const DynamicPluginTensorDesc* outputs, int32_t output_count) noexcept {
-  return guarded(signature().op, int32_t{-1}, [&]() -> int32_t {
+  return guarded(node_.op, int32_t{-1}, [&]() -> int32_t {
     if (!counts_fit(input_count, output_count)) return -1;
     // Sizes that are fixed in the network. The bounds of the others are each tensor's own and need not agree.
     std::vector<const PluginTensorDesc*> tensors;
@@ -122,14 +111,14 @@ int32_t Plugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t i
 
 int32_t Plugin::setTactic(int32_t tactic) noexcept {
   if (tactic == 0) return 0;
-  return guarded(signature().op, int32_t{-1}, [&]() -> int32_t {
+  return guarded(node_.op, int32_t{-1}, [&]() -> int32_t {
     return reject(Severity::kERROR, "has no tactic " + std::to_string(tactic) + ", only 0") ? 0 : -1;
   });
 }
 
 int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_count, const PluginTensorDesc* outputs,
                               int32_t output_count) noexcept {
-  return guarded(signature().op, int32_t{-1}, [&]() -> int32_t {
+  return guarded(node_.op, int32_t{-1}, [&]() -> int32_t {
     if (!counts_fit(input_count, output_count)) return -1;
     std::vector<const PluginTensorDesc*> tensors;
     for (int32_t i = 0; i < input_count; ++i) tensors.push_back(&inputs[i]);
@@ -140,9 +129,9 @@ int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_coun
 
 int32_t Plugin::enqueue(const PluginTensorDesc* inputs, const PluginTensorDesc*, const void* const* input_data,
                         void* const* output_data, void*, cudaStream_t stream) noexcept {
-  return guarded(signature().op, int32_t{-1}, [&]() -> int32_t {
+  return guarded(node_.op, int32_t{-1}, [&]() -> int32_t {
     Letters letters;  // checked by onShapeChange
-    for (int32_t i = 0; i < signature().input_count(); ++i) letters.bind(signature().at(i), sizes_of(inputs[i].dims));
+    for (int32_t i = 0; i < node_.input_count; ++i) letters.bind(node_.tensors[i], sizes_of(inputs[i].dims));
     const int status = launch(letters, inputs, input_data, output_data[0], stream);
     if (status == MSSTS_OK) return 0;
     reject(Severity::kERROR, mssts_last_error());

@@ -1,4 +1,4 @@
-/* What the two plugins share: an IPluginV3 without state beyond its attributes, one output, dense tensors. */
+// What the two plugins share: an IPluginV3 without state beyond its attributes, one output, dense tensors.
 #ifndef MSSTS_TENSORRT_PLUGIN_H
 #define MSSTS_TENSORRT_PLUGIN_H
 
@@ -8,8 +8,8 @@
 
 #include "creators.h"
 #include "mssts/kernels.h"
-#include "runtime.h"
-#include "signature.h"
+#include "registry.h"
+#include "tensors.h"
 
 namespace mssts::trt {
 
@@ -23,13 +23,11 @@ class Plugin : public nvinfer1::IPluginV3,
   using DimsExprs = nvinfer1::DimsExprs;
   using DataType = nvinfer1::DataType;
 
-  virtual const Signature& signature() const noexcept = 0;
-
   // IPluginV3
   nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
 
   // IPluginV3OneCore
-  const char* getPluginName() const noexcept override { return signature().op; }
+  const char* getPluginName() const noexcept override { return node_.op; }
   const char* getPluginVersion() const noexcept override { return kVersion; }
   const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
@@ -60,14 +58,14 @@ class Plugin : public nvinfer1::IPluginV3,
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
 
  protected:
-  /* `identity` tells the attributes and the generation of the kernels: two plugins that share it run equally fast. */
-  explicit Plugin(std::string identity) : identity_(std::move(identity)) {}
+  // `identity` tells the attributes and the generation of the kernels: two plugins that share it run equally fast.
+  Plugin(const Node& node, std::string identity) : node_(node), identity_(std::move(identity)) {}
   Plugin(const Plugin&) = default;
 
-  /* What is wrong with the sizes beyond the signature; "" if nothing. An unknown size is -1. */
+  // What is wrong with the sizes beyond its letters; "" if nothing.
   virtual std::string size_error(const Letters& letters, const Sizes& output) const = 0;
   virtual DimsExprs output_shape(const DimsExprs* inputs, nvinfer1::IExprBuilder& builder) const = 0;
-  /* Runs the kernel: a mssts_status. */
+  // Runs the kernel: a mssts_status.
   virtual int launch(const Letters& letters, const PluginTensorDesc* inputs, const void* const* input_data,
                      void* output_data, void* stream) const = 0;
 
@@ -75,14 +73,12 @@ class Plugin : public nvinfer1::IPluginV3,
 
  private:
   bool counts_fit(int32_t inputs, int32_t outputs) const;
-  /* Logs what is wrong with types, formats and sizes of a whole set of tensors; true if nothing. */
+  // Logs what is wrong with types, formats and sizes of a whole set of tensors; true if nothing.
   bool accepts(const PluginTensorDesc* const* tensors) const;
 
+  const Node& node_;
   std::string identity_;
 };
-
-/* The mssts_dtype of a type that a signature lets pass; -1 for another. */
-int32_t dtype_of(nvinfer1::DataType type);
 
 }  // namespace mssts::trt
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -344,14 +343,10 @@ def test_sanitizers_find_nothing(tmp_path):
     For float32 and without AVX-512: each type and instruction set takes the compiler most of a minute more.
     """
     sources = Path(__file__).resolve().parents[2] / "plugins"
-    top = (sources / "CMakeLists.txt").read_text()
-    top = top.replace("${CMAKE_CURRENT_SOURCE_DIR}/include", str(sources / "include"))
-    (tmp_path / "CMakeLists.txt").write_text(re.sub(r"foreach\(part [^)]*\)", "foreach(part cpu)", top))
-    (tmp_path / "cpu").symlink_to(sources / "cpu")
     out, build = tmp_path / "lib", tmp_path / "build"
-    options = [f"-DMSSTS_OUTPUT={out}", "-DMSSTS_SANITIZE=address,undefined", "-DMSSTS_AVX512=OFF"]
+    options = ["-DMSSTS_PARTS=cpu", f"-DMSSTS_OUTPUT={out}", "-DMSSTS_SANITIZE=address,undefined", "-DMSSTS_AVX512=OFF"]
     options += ["-DCMAKE_CXX_FLAGS_RELEASE=-O1", "-DCMAKE_CXX_FLAGS=-DMSSTS_FLOAT32_ONLY"]
-    subprocess.run(["cmake", "-S", tmp_path, "-B", build, *options], check=True, capture_output=True)
+    subprocess.run(["cmake", "-S", sources, "-B", build, *options], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", build, "-j2"], check=True, capture_output=True)
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""The CUDA kernels against float64, through two backends: plugins/cuda/emulation, which g++ builds, and a GPU.
+"""The CUDA kernels against float64, through two backends: tests/cuda_emulation, which g++ builds, and a GPU.
 
 An error is compared with that of the definition in PyTorch, from the same stored inputs: fp32 arithmetic, the result
 rounded to the storage. Ours may err twice as much. `make test-gpu` runs the same functions on a GPU.

@@ -1,6 +1,6 @@
-"""TensorRT's door to the kernels, driven through TensorRT's own interfaces against a real runtime.
+"""TensorRT's binding to the kernels, driven through TensorRT's own interfaces against a real runtime.
 
-A small C++ program (plugins/tensorrt/tests/driver.cpp) opens the lean runtime, which works without a GPU, loads the
+A small C++ program (tests/tensorrt_driver/driver.cpp) opens the lean runtime, which works without a GPU, loads the
 plugin library as Triton, trtexec and TensorRT itself do, and makes the calls that the builder and an engine make.
 `enqueue` runs for real, but without a GPU on host memory, with the emulated CUDA kernels or the CPU's in place of the
 CUDA kernels.
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.cuda_backends import build_emulation, missing_tool
 from support.deformable import deformable_by_loops, deformable_inputs
 from support.tensorrt_driver import Built, Driver, Reply, compile_all, compile_for_gpu
 
@@ -381,14 +382,17 @@ def test_messages_reach_stderr_where_no_logger_is(built, start):
 
 def host_kernels(name: str) -> Path:
     """Kernels that work on host memory: those of the CPU library, or the CUDA kernels under emulation."""
-    folder = kernels.folder()
-    path = folder / name if folder else None
-    if path is None or not path.is_file():
-        pytest.skip(f"no {name} in {folder}")
-    return path
+    if name == "emulated":
+        if tool := missing_tool():
+            pytest.skip(f"the emulation is built with {tool}, which is not installed")
+        return build_emulation() / "libmssts_cuda_emulated.so"
+    cpu = kernels.library("cpu")
+    if cpu.path is None or cpu.reason:
+        pytest.skip(f"the CPU kernels: {cpu.reason}")
+    return cpu.path
 
 
-@pytest.fixture(params=["libmssts_cpu.so", "libmssts_cuda_emulated.so", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def running(request, built: Built, start) -> Driver:
     """A process whose `enqueue` computes: on host memory, or with the real library on a GPU."""
     if request.param != "gpu":
@@ -467,8 +471,8 @@ def test_the_library_that_make_plugins_builds_is_for_the_tensorrt_it_names():
     if real.path is None or real.reason:
         pytest.skip(f"the TensorRT plugins: {real.reason}")
     program = (
-        "import ctypes, sys; door = ctypes.CDLL(sys.argv[1]); door.mssts_tensorrt_build.restype = ctypes.c_char_p\n"
-        "print(door.mssts_tensorrt_build().decode())"
+        "import ctypes, sys; build = ctypes.CDLL(sys.argv[1]).mssts_tensorrt_build\n"
+        "build.restype = ctypes.c_char_p; print(build().decode())"
     )
     answer = subprocess.run([sys.executable, "-c", program, real.path], capture_output=True, text=True, check=True)
     assert answer.stdout.startswith("TensorRT 1")

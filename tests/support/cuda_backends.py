@@ -20,7 +20,9 @@ from torch import Tensor
 from mssts.kernels import DeformAttnCall, TemporalAttnCall, library
 from support.kernel_cases import DTYPES, DeformInputs, TemporalInputs
 
-PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS, EMULATION = ROOT / "plugins", ROOT / "tests" / "cuda_emulation"
+SUFFIXES = (".h", ".cuh", ".cu", ".cpp", ".txt")
 DETERMINISTIC, NO_TENSOR_CORES = 1, 2
 # Tools that the emulation is built with.
 TOOLS = ("c++", "cmake")
@@ -36,10 +38,8 @@ def build_emulation() -> Path:
 
     It is this user's own and named by the sources' hash, so that a second run of the tests finds it.
     """
-    sources = sorted(
-        path for path in (PLUGINS / "cuda").rglob("*") if path.suffix in (".h", ".cuh", ".cu", ".cpp", ".txt")
-    )
-    sources += [PLUGINS / "include" / "mssts" / "kernels.h", *sorted((PLUGINS / "cpu").glob("error.*"))]
+    folders = (EMULATION, PLUGINS / "cuda", PLUGINS / "common", PLUGINS / "include" / "mssts")
+    sources = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES]
     digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()[:16]
     place = Path(tempfile.gettempdir()) / f"mssts_emulation_{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
@@ -47,7 +47,7 @@ def build_emulation() -> Path:
         raise RuntimeError(f"{place} belongs to another user; set TMPDIR to a folder of your own")
     folder = place / digest
     if not (folder / "done").exists():
-        configure = ["cmake", "-S", str(PLUGINS / "cuda" / "emulation"), "-B", str(folder), f"-DMSSTS_OUTPUT={folder}"]
+        configure = ["cmake", "-S", str(EMULATION), "-B", str(folder), f"-DMSSTS_OUTPUT={folder}"]
         for command in (configure, ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:

@@ -1,4 +1,4 @@
-"""Builds and talks to plugins/tensorrt/tests/driver.cpp, which calls a plugin library as TensorRT does."""
+"""Builds and talks to tests/tensorrt_driver/driver.cpp, which calls a plugin library as TensorRT does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parents[2] / "plugins"
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS, DRIVER = ROOT / "plugins", ROOT / "tests" / "tensorrt_driver"
 
 
 @dataclass
@@ -117,16 +118,17 @@ def compile_all(folder: Path) -> Built:
     version = (tensorrt / "NvInferVersion.h").read_text()
     major = int(re.findall(r"^#define (?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) +(\d+)", version, re.MULTILINE)[0])
     runtime = runtime_library(major)
-    door = SOURCES / "tensorrt"
-    flags = [compiler, "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{door}", f"-I{SOURCES / 'include'}"]
+    binding = PLUGINS / "tensorrt"
+    flags = [compiler, "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror"]
+    flags += [f"-I{folder}" for folder in (binding, PLUGINS, PLUGINS / "include")]
     # As system headers, but after the compiler's own folders: one of these may be among them.
     flags += ["-idirafter", str(tensorrt), "-idirafter", str(cuda)]
     result = Built(folder / "driver", folder / "libmssts_tensorrt.so", runtime, major, cuda, flags)
     shared = ["-shared", "-fPIC", "-fvisibility=hidden", "-Wl,--no-undefined", "-Wl,-z,nodelete"]
-    shared += [f"-Wl,--version-script={door / 'exports.map'}", "-static-libstdc++", "-static-libgcc"]
-    sources = [*sorted(door.glob("*.cpp")), door / "tests/host_kernels.cpp"]
+    shared += [f"-Wl,--version-script={binding / 'exports.map'}", "-static-libstdc++", "-static-libgcc"]
+    sources = [*sorted(binding.glob("*.cpp")), PLUGINS / "common/node.cpp", DRIVER / "host_kernels.cpp"]
     subprocess.run([*flags, *shared, *sources, "-o", result.library, "-ldl"], check=True)
-    subprocess.run([*flags, door / "tests/driver.cpp", "-o", result.driver, "-ldl"], check=True)
+    subprocess.run([*flags, DRIVER / "driver.cpp", "-o", result.driver, "-ldl"], check=True)
     return result
 
 
@@ -135,6 +137,6 @@ def compile_for_gpu(built: Built) -> Path:
     program = built.driver.with_name("driver_cuda")
     folders = [f"-L{built.cuda_headers.parent / name}" for name in ("lib64", "lib")]
     libraries = ["-lcudart_static", "-ldl", "-lpthread", "-lrt"]
-    source = SOURCES / "tensorrt/tests/driver.cpp"
+    source = DRIVER / "driver.cpp"
     subprocess.run([*built.flags, "-DMSSTS_DRIVER_CUDA", source, "-o", program, *folders, *libraries], check=True)
     return program

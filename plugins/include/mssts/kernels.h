@@ -45,17 +45,17 @@ typedef enum mssts_dtype {
  * level that does not lie in the S tokens, or in one after it, give NaN outputs (the backward writes nothing out of
  * bounds, its gradients mean nothing); tokens behind the last level are not looked at, and their gradient is zero. */
 typedef struct mssts_deform_attn {
-  int64_t batch;        /* N; 0 is allowed, as is Q = 0 */
-  int64_t tokens;       /* S */
-  int64_t queries;      /* Q */
-  int32_t heads;        /* M */
-  int32_t channels;     /* D */
-  int32_t levels;       /* L */
-  int32_t points;       /* P */
-  int32_t coordinates;  /* R: 2 or 4 */
-  int32_t dtype;        /* of value, offsets, logits and out: a floating mssts_dtype */
-  int32_t shapes_dtype; /* MSSTS_INT32 or MSSTS_INT64 */
-  int32_t flags;        /* of MSSTS_DETERMINISTIC, MSSTS_NO_TENSOR_CORES */
+  int64_t batch;         /* N; 0 is allowed, as is Q = 0 */
+  int64_t tokens;        /* S */
+  int64_t queries;       /* Q */
+  int32_t heads;         /* M */
+  int32_t channels;      /* D */
+  int32_t levels;        /* L */
+  int32_t points;        /* P */
+  int32_t coordinates;   /* R: 2 or 4 */
+  int32_t dtype;         /* of value, offsets, logits and out: a floating mssts_dtype */
+  int32_t shapes_dtype;  /* MSSTS_INT32 or MSSTS_INT64 */
+  int32_t flags;         /* of MSSTS_DETERMINISTIC, MSSTS_NO_TENSOR_CORES */
   const void* value;     /* [N, S, M, D] */
   const void* shapes;    /* [L, 2], (h, w); host memory on a CPU, device memory on a GPU; the sum of h*w is S (below) */
   const void* reference; /* [N, Q, L, R] fp32 (fp64 if dtype is) */
@@ -63,12 +63,12 @@ typedef struct mssts_deform_attn {
   const void* logits;    /* [N, Q, M, L, P] */
   void* out;             /* [N, Q, M*D]; forward only */
   /* Backward only. Each gradient may be NULL where it is not wanted. All are overwritten, not added to. */
-  const void* grad_out;  /* [N, Q, M*D], dtype */
-  void* grad_value;      /* [N, S, M, D], dtype */
-  void* grad_reference;  /* [N, Q, L, R], type of reference */
-  void* grad_offsets;    /* [N, Q, M, L, P, 2], dtype */
-  void* grad_logits;     /* [N, Q, M, L, P], dtype */
-  void* workspace;       /* CUDA backward: as many bytes as mssts_cuda_deform_attn_workspace says; 256-byte aligned */
+  const void* grad_out; /* [N, Q, M*D], dtype */
+  void* grad_value;     /* [N, S, M, D], dtype */
+  void* grad_reference; /* [N, Q, L, R], type of reference */
+  void* grad_offsets;   /* [N, Q, M, L, P, 2], dtype */
+  void* grad_logits;    /* [N, Q, M, L, P], dtype */
+  void* workspace;      /* CUDA backward: as many bytes as mssts_cuda_deform_attn_workspace says; 256-byte aligned */
 } mssts_deform_attn;
 
 /* The backward gives the same bits on every run (CPU kernels always do). */
@@ -92,10 +92,10 @@ typedef struct mssts_temporal_attn {
   int64_t query_strides[3];
   int64_t key_strides[3];
   int64_t value_strides[3];
-  const void* query;    /* [B, T, S, C] */
-  const void* key;      /* [B, U, S, C] */
-  const void* value;    /* [B, U, S, C] */
-  void* out;            /* [B, T, S, C] dense; forward only */
+  const void* query; /* [B, T, S, C] */
+  const void* key;   /* [B, U, S, C] */
+  const void* value; /* [B, U, S, C] */
+  void* out;         /* [B, T, S, C] dense; forward only */
   /* Backward only; each gradient may be NULL. */
   const void* grad_out; /* [B, T, S, C] dense */
   void* grad_query;     /* [B, T, S, C] dense */

@@ -1,0 +1,60 @@
+"""OpenVINO's binding to the kernels: tensors whose sizes disagree are an error, and nothing is read past their ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+onnx = pytest.importorskip("onnx")
+
+from onnx import TensorProto, helper  # noqa: E402
+
+from mssts import kernels  # noqa: E402
+
+DEFORM = {"value": (1, 6, 2, 4), "shapes": (1, 2), "reference": (1, 3, 1, 2), "offsets": (1, 3, 2, 1, 4, 2),
+          "logits": (1, 3, 2, 1, 4)}  # fmt: skip
+TEMPORAL = {"query": (1, 5, 3, 8), "key": (1, 10, 3, 8), "value": (1, 10, 3, 8)}
+
+
+def infer(op: str, tensors: dict[str, tuple[int, ...]], **attributes: int) -> np.ndarray:
+    """The output of one node for tensors of these sizes; the model leaves the sizes open."""
+    found = kernels.library("openvino")
+    if found.path is None or found.reason:
+        pytest.skip(f"the OpenVINO extension: {found.reason}")
+
+    def info(name: str, rank: int) -> onnx.ValueInfoProto:
+        kind = TensorProto.INT64 if name == "shapes" else TensorProto.FLOAT
+        return helper.make_tensor_value_info(name, kind, [f"{name}{i}" for i in range(rank)])
+
+    node = helper.make_node(op, list(tensors), ["out"], domain="mssts", **attributes)
+    rank = 3 if op == "MSDeformAttn" else 4
+    graph = helper.make_graph([node], "one", [info(n, len(x)) for n, x in tensors.items()], [info("out", rank)])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("mssts", 1)]
+    core = openvino.Core()
+    core.add_extension(str(found.path))
+    model = core.read_model(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    feeds = {n: np.array([[2, 3]]) if n == "shapes" else np.ones(x, np.float32) for n, x in tensors.items()}
+    return core.compile_model(model, "CPU")(feeds)["out"]
+
+
+def test_sizes_that_agree_are_computed():
+    assert infer("MSDeformAttn", DEFORM).shape == (1, 3, 8)
+    # The mean of ones, whose weights sum to 1 within their rounding.
+    np.testing.assert_allclose(infer("SplitTemporalAttn", TEMPORAL, heads=2), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("op", "tensors", "message"),
+    [
+        ("MSDeformAttn", DEFORM | {"logits": (1, 3, 2, 1, 2)}, r"logits is \[1,3,2,1,2\], .* P = 4 as in offsets"),
+        ("MSDeformAttn", DEFORM | {"reference": (1, 2, 1, 2)}, r"offsets is .* Q = 2 as in reference"),
+        ("MSDeformAttn", DEFORM | {"value": (1, 5, 2, 4)}, "the shapes have 6 tokens in all, expected 5"),
+        ("SplitTemporalAttn", TEMPORAL | {"value": (1, 4, 3, 8)}, r"value is \[1,4,3,8\], .* U = 10 as in key"),
+        ("SplitTemporalAttn", {n: (*x[:3], 7) for n, x in TEMPORAL.items()}, "C = 7 channels, .* heads = 2"),
+    ],
+)
+def test_sizes_that_disagree_are_an_error_that_names_them(op, tensors, message):
+    attributes = {"heads": 2} if op == "SplitTemporalAttn" else {}
+    with pytest.raises(RuntimeError, match=message):
+        infer(op, tensors, **attributes)
