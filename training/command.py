@@ -54,7 +54,7 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
     from mssts.model.config import preset
     from mssts.model.pretrained import load_backbone_weights
     from mssts.training.config import recipe
-    from mssts.training.distributed import rank
+    from mssts.training.distributed import rank, restarted
     from mssts.training.sources import training_data
     from mssts.training.trainer import MODEL_FILE, STATE_FILE, Trainer
 
@@ -72,7 +72,9 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
             config = replace(config, **{name: value})
     if arguments.checkpoint_activations:
         config = replace(config, checkpoint_activations=True)
-    if not arguments.resume and (arguments.out / STATE_FILE).exists():
+    # A job that `torchrun --max-restarts` has started again goes on from what it saved, if it came to that.
+    resume = arguments.resume or (restarted() and (arguments.out / STATE_FILE).exists())
+    if not resume and (arguments.out / STATE_FILE).exists():
         raise MsstsError(f"{arguments.out}: holds a run already; pass --resume to go on with it, or another --out")
     data = training_data(config, arguments.seed, arguments.data, arguments.coco, arguments.coco_images)
     say(data.summary)
@@ -88,8 +90,9 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
         arguments.workers,
         amp=not arguments.no_amp and _has_fast_bfloat16(device),
     )
-    if arguments.resume:
+    if resume:
         trainer.resume()
+        say(f"resumed at step {trainer.step}")
     elif arguments.init is not None:
         new = initialise(trainer.model, load_checkpoint(arguments.init, chosen.name))
         say(f"started from {arguments.init}{_listed('not in it and new', new)}")
@@ -97,7 +100,7 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
         unused, new = load_backbone_weights(trainer.model, arguments.backbone_weights)
         listed = _listed("unused", unused) + _listed("not in it and new", new)
         say(f"backbone from {arguments.backbone_weights}{listed}")
-    if not arguments.resume and trainer.averaged is not None:
+    if not resume and trainer.averaged is not None:
         trainer.averaged.load_state_dict(trainer.model.state_dict())
     trainer.train()
     say(f"wrote {arguments.out / MODEL_FILE} after {trainer.step} steps")
