@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mssts.training.config import TrainConfig
 
 HELP = "train a preset on YouTube-VIS videos, on COCO images, or on both"
 
@@ -25,8 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights, as torchvision or Microsoft name them"
     )
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument(
+        "--stage", choices=("pretrain", "main"), default="main",
+        help="pretrain: single COCO images, before the main training starts from its checkpoint (default: main)",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's; the drops of the rate move along")
+    parser.add_argument(
+        "--lr-drops", type=float, nargs="*", metavar="EPOCH",
+        help="epochs after which the learning rate falls to a tenth, instead of the recipe's",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, help="clips a step, instead of the recipe's")
+    parser.add_argument("--clip-frames", type=int, metavar="T", help="frames a clip, instead of the recipe's")
+    parser.add_argument(
+        "--augmentation", choices=("released", "steady"),
+        help="released: colours change from frame to frame; steady: alike in a clip, and time may run backwards "
+        "(default: the recipe's)",
+    )  # fmt: skip
     parser.add_argument("--accumulate", type=int, metavar="N", help="compute a step in N parts, for less memory")
     parser.add_argument(
         "--checkpoint-activations", action="store_true", help="compute activations twice instead of keeping them"
@@ -47,8 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
     from mssts.errors import MsstsError
     from mssts.model.checkpoint import initialise, load_checkpoint
     from mssts.model.config import preset
@@ -63,15 +79,7 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
             print(line)
 
     chosen = preset(arguments.preset)
-    config = recipe(chosen.name)
-    for name in ("epochs", "batch", "accumulate", "learning_rate"):
-        value = getattr(arguments, name)
-        if value is not None:
-            if value <= 0:
-                raise MsstsError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
-            config = replace(config, **{name: value})
-    if arguments.checkpoint_activations:
-        config = replace(config, checkpoint_activations=True)
+    config = _configured(arguments, recipe(chosen.name, arguments.stage))
     # A job that `torchrun --max-restarts` has started again goes on from what it saved, if it came to that.
     resume = arguments.resume or (restarted() and (arguments.out / STATE_FILE).exists())
     if not resume and (arguments.out / STATE_FILE).exists():
@@ -105,6 +113,35 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
     trainer.train()
     say(f"wrote {arguments.out / MODEL_FILE} after {trainer.step} steps")
     return 0
+
+
+def _configured(arguments: argparse.Namespace, config: TrainConfig) -> TrainConfig:
+    """The recipe with what the command line changes of it."""
+    from dataclasses import replace
+
+    from mssts.errors import MsstsError
+
+    for name in ("epochs", "batch", "accumulate", "learning_rate", "clip_frames"):
+        value = getattr(arguments, name)
+        if value is not None:
+            if value <= 0:
+                raise MsstsError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
+            config = config.with_epochs(value) if name == "epochs" else replace(config, **{name: value})
+    if arguments.lr_drops is not None:
+        drops = tuple(arguments.lr_drops)
+        if list(drops) != sorted(drops) or any(not 0 < drop < config.epochs for drop in drops):
+            raise MsstsError(
+                f"--lr-drops {' '.join(f'{drop:g}' for drop in drops)}: expected ascending epochs between 0 and "
+                f"{config.epochs}, the number of epochs"
+            )
+        config = replace(config, lr_drops=drops)
+    if arguments.augmentation is not None:
+        config = config.with_augmentation(arguments.augmentation)
+    if arguments.checkpoint_activations:
+        config = replace(config, checkpoint_activations=True)
+    if arguments.stage == "pretrain" and arguments.data is not None:
+        raise MsstsError("--stage pretrain is on images alone; leave --data out, or leave --stage out")
+    return config
 
 
 def _listed(what: str, names: list[str]) -> str:

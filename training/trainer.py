@@ -105,11 +105,6 @@ class Trainer:
         """Steps of the whole training."""
         return self.config.epochs * self.steps_per_epoch
 
-    def learning_rate_factor(self) -> float:
-        """Linear warm-up, then a tenth after each of the recipe's drops."""
-        drops = sum(self.epoch >= epoch for epoch in self.config.lr_drops)
-        return min(1.0, (self.step + 1) / max(self.config.warmup_steps, 1)) * 0.1**drops
-
     def train(self, progress: bool = True) -> None:
         """Trains to the end, saving every `config.save_every` steps and after the last."""
         if rank() == 0:
@@ -155,7 +150,7 @@ class Trainer:
         Returns the unweighted losses of the whole batch.
         """
         self.model.train()
-        rate = self.config.learning_rate * self.learning_rate_factor()
+        rate = self.config.learning_rate * self.config.learning_rate_factor(self.step, self.steps_per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = group["factor"] * rate
         instances = int(sum_over_ranks(torch.tensor(batch.instances)))

@@ -20,7 +20,7 @@ from mssts.model.config import BASELINE, Preset, tiny
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.training.batches import batches, collate
 from mssts.training.boxes import generalised_iou, to_corners
-from mssts.training.config import TrainConfig
+from mssts.training.config import TrainConfig, recipe
 from mssts.training.criterion import Criterion, LossWeights
 from mssts.training.discriminator import Discriminator, foreground, verdict_loss
 from mssts.training.matcher import MatchCosts, Target, match
@@ -197,6 +197,28 @@ def test_the_first_stages_of_a_backbone_can_stay_as_they_were_loaded(shapes, tmp
     assert CONFIG.frozen  # the published recipe's
 
 
+def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
+    return [config.learning_rate_factor(step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
+
+
+def test_the_learning_rate_step_by_step(shapes, tmp_path):
+    config = replace(CONFIG, epochs=4, lr_drops=(1, 3), warmup_steps=4)
+    expected = [0.25, 0.5, 0.75, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01, 0.01]
+    assert rates(config, 5) == pytest.approx(expected, rel=1e-12)
+    run = trainer(shapes, tmp_path, epochs=2, lr_drops=(1,), warmup_steps=2, learning_rate=1e-3, backbone_factor=0.5)
+    run.train(progress=False)
+    table = list(csv.DictReader((tmp_path / METRICS_FILE).read_text().splitlines()))
+    assert [float(row["learning_rate"]) for row in table] == pytest.approx([5e-4, 1e-3, 1e-4, 1e-4])
+    # The optimiser has it, too: the last step's, by kind of parameter.
+    assert [group["lr"] for group in run.optimiser.param_groups] == pytest.approx([0.5e-4, 0.1e-4, 1e-4])
+
+
+def test_the_drops_of_the_rate_move_along_with_the_epochs():
+    assert TrainConfig().with_epochs(24).lr_drops == (8, 20)
+    assert rates(TrainConfig().with_epochs(3), 4) == pytest.approx([1] * 4 + [0.1] * 6 + [0.01] * 2)
+    assert rates(recipe("tiny").with_epochs(1), 700)[-1] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("switched_on", [False, True])
 def test_the_discriminator_is_a_switch(shapes, tmp_path, switched_on):
     run = trainer(
@@ -310,6 +332,8 @@ def test_resuming_what_does_not_fit_is_refused(shapes, tmp_path):
     [
         (["--preset", "huge"], "unknown preset 'huge'; expected one of"),
         (["--epochs", "0"], "--epochs is 0; expected a number above 0"),
+        (["--lr-drops", "5", "8"], "--lr-drops 5 8: expected ascending epochs between 0 and 7"),
+        (["--stage", "pretrain"], "--stage pretrain is on images alone; leave --data out"),
         (["--device", "abacus"], "--device abacus: unknown"),
         (["--init", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
     ],
