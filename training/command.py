@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-activations", action="store_true", help="compute activations twice instead of keeping them"
     )
     parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
+    parser.add_argument(
+        "--absent-boxes", action="store_true",
+        help="train an empty box where an instance is absent, as the released code does (default: no box there)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: none of their own)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -137,8 +141,9 @@ def _configured(arguments: argparse.Namespace, config: TrainConfig) -> TrainConf
         config = replace(config, lr_drops=drops)
     if arguments.augmentation is not None:
         config = config.with_augmentation(arguments.augmentation)
-    if arguments.checkpoint_activations:
-        config = replace(config, checkpoint_activations=True)
+    config = replace(
+        config, checkpoint_activations=arguments.checkpoint_activations, absent_boxes=arguments.absent_boxes
+    )
     if arguments.stage == "pretrain" and arguments.data is not None:
         raise MsstsError("--stage pretrain is on images alone; leave --data out, or leave --stage out")
     return config

@@ -46,6 +46,7 @@ class TrainConfig:
     adversarial: float = 0.1
     discriminator_rate: float = 1e-4
     losses: LossWeights = field(default_factory=LossWeights)
+    absent_boxes: bool = False  # train an empty box where an instance is absent, as released; see `Criterion`
     ema_decay: float = 0.0  # of the averaged weights that are kept; 0 keeps the plain ones
     half_storage: bool = False  # the final checkpoint in fp16
     save_every: int = 1000  # steps

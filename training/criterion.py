@@ -68,15 +68,23 @@ class Criterion:
     Terms are sums over instances divided by their number in the batch; `normaliser` overrides it, so that
     several processes can share one. Mask terms are over the valid area of a clip. (In the released code they take in
     the padding, whose size depends on the other clips of the batch; where nothing is padded, they agree.)
+
+    A frame that an instance is absent from says nothing of its box: matching and box losses leave it out, and the mask
+    terms want an empty mask there. The released code trains and matches an empty box in the corner instead, although
+    nothing of the result uses it: a box says where the mask head looks, which is of no account for an empty mask, and
+    pulling it into the corner and back disturbs the track and the matching. `absent_boxes` does as released.
     """
 
     costs: MatchCosts = field(default_factory=MatchCosts)
+    absent_boxes: bool = False
 
     def __call__(
         self, model: MSSTSVIS, prediction: Prediction, targets: Sequence[Target], normaliser: float | None = None
     ) -> Losses:
         """The losses of a batch; `model` draws the masks of the matched queries."""
         number = normaliser or max(sum(len(target.labels_n) for target in targets), 1)
+        if self.absent_boxes:
+            targets = [target.with_absent_boxes() for target in targets]
         boxes = [layer.boxes_BTQ4 for layer in prediction.layers]
         matches = match(prediction.logits, boxes, targets, self.costs)
         terms: dict[str, Tensor] = {}
@@ -103,7 +111,6 @@ class Criterion:
         terms = {"ce": focal_loss(logits_BQK, classes).sum()}
 
         boxes_nT4, true_nT4 = boxes_BTQ4[clip, :, query], wanted("boxes_nT4")
-        # A frame that an instance is absent from says nothing of its box there.
         share_nT = wanted("present_nT").float()
         share_nT = share_nT / share_nT.sum(1, keepdim=True).clamp(min=1)
         terms["bbox"] = ((boxes_nT4 - true_nT4).abs().sum(-1) * share_nT).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -24,6 +24,11 @@ class Target:
     def to(self, device: torch.device) -> Target:
         """The same on another device."""
         return Target(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def with_absent_boxes(self) -> Target:
+        """The same with an empty box, in the corner, wherever an instance is absent, as if it were there."""
+        # The released data set clamps boxes to 1e-6.
+        return replace(self, boxes_nT4=self.boxes_nT4.clamp(min=1e-6), present_nT=torch.ones_like(self.present_nT))
 
 
 @dataclass(frozen=True)

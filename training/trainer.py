@@ -81,7 +81,9 @@ class Trainer:
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.ema_decay else None
         if config.checkpoint_activations:
             recompute_activations(self.model)
-        self._step = parallel(TrainingStep(self.model, Criterion(), config.losses, amp), device)
+        self._step = parallel(
+            TrainingStep(self.model, Criterion(absent_boxes=config.absent_boxes), config.losses, amp), device
+        )
         self.epoch = 0
         self.step_in_epoch = 0
         self.steps_per_epoch = batches_in_epoch(clips, config.batch)

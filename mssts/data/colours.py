@@ -18,7 +18,7 @@ def distorted(rng: np.random.Generator, frame_HWC: np.ndarray) -> np.ndarray:
     Brightness, contrast, saturation, hue and the order of the channels change with probability 1/2 each; contrast
     comes before or after the others. Values beyond 0 to 255 are clipped; in the released code they wrap around.
     """
-    frame = frame_HWC.astype(np.float32)
+    frame: np.ndarray = frame_HWC.astype(np.float32)
     if rng.random() < 0.5:
         frame += rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)
     contrast = rng.uniform(*_CONTRAST) if rng.random() < 0.5 else 1.0
