@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mssts.training.config import TrainConfig
 
 from mssts.commands.options import add_exif
 
@@ -28,13 +32,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument(
         "--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights, as torchvision or Microsoft name them"
     )
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument(
+        "--stage", choices=("pretrain", "main"), default="main",
+        help="pretrain: single COCO images, before the main training starts from its checkpoint (default: main)",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's; the drops of the rate move along")
+    parser.add_argument(
+        "--lr-drops", type=float, nargs="*", metavar="EPOCH",
+        help="epochs after which the learning rate falls to a tenth, instead of the recipe's",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, help="clips a step, instead of the recipe's")
+    parser.add_argument("--clip-frames", type=int, metavar="T", help="frames a clip, instead of the recipe's")
+    parser.add_argument(
+        "--augmentation", choices=("released", "steady"),
+        help="released: colours change from frame to frame; steady: alike in a clip, and time may run backwards "
+        "(default: the recipe's)",
+    )  # fmt: skip
     parser.add_argument("--accumulate", type=int, metavar="N", help="compute a step in N parts, for less memory")
     parser.add_argument(
         "--checkpoint-activations", action="store_true", help="compute activations twice instead of keeping them"
     )
     parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
+    parser.add_argument(
+        "--absent-boxes", action="store_true",
+        help="train an empty box where an instance is absent, as the released code does (default: no box there)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: none of their own)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
@@ -50,14 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
     from mssts.errors import MsstsError
     from mssts.model.checkpoint import initialise, load_checkpoint
     from mssts.model.config import preset
     from mssts.model.pretrained import load_backbone_weights
     from mssts.training.config import recipe
-    from mssts.training.distributed import rank
+    from mssts.training.distributed import rank, restarted
     from mssts.training.sources import training_data
     from mssts.training.trainer import MODEL_FILE, STATE_FILE, Trainer
 
@@ -66,16 +86,10 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
             print(line)
 
     chosen = preset(arguments.preset)
-    config = recipe(chosen.name)
-    for name in ("epochs", "batch", "accumulate", "learning_rate"):
-        value = getattr(arguments, name)
-        if value is not None:
-            if value <= 0:
-                raise MsstsError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
-            config = replace(config, **{name: value})
-    if arguments.checkpoint_activations:
-        config = replace(config, checkpoint_activations=True)
-    if not arguments.resume and (arguments.out / STATE_FILE).exists():
+    config = _configured(arguments, recipe(chosen.name, arguments.stage))
+    # A job that `torchrun --max-restarts` has started again goes on from what it saved, if it came to that.
+    resume = arguments.resume or (restarted() and (arguments.out / STATE_FILE).exists())
+    if not resume and (arguments.out / STATE_FILE).exists():
         raise MsstsError(f"{arguments.out}: holds a run already; pass --resume to go on with it, or another --out")
     data = training_data(config, arguments.seed, arguments.data, arguments.coco, arguments.coco_images, arguments.exif)
     say(data.summary)
@@ -91,8 +105,9 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
         arguments.workers,
         amp=not arguments.no_amp and _has_fast_bfloat16(device),
     )
-    if arguments.resume:
+    if resume:
         trainer.resume()
+        say(f"resumed at step {trainer.step}")
     elif arguments.init is not None:
         new = initialise(trainer.model, load_checkpoint(arguments.init, chosen.name))
         say(f"started from {arguments.init}{_listed('not in it and new', new)}")
@@ -100,11 +115,41 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
         unused, new = load_backbone_weights(trainer.model, arguments.backbone_weights)
         listed = _listed("unused", unused) + _listed("not in it and new", new)
         say(f"backbone from {arguments.backbone_weights}{listed}")
-    if not arguments.resume and trainer.averaged is not None:
+    if not resume and trainer.averaged is not None:
         trainer.averaged.load_state_dict(trainer.model.state_dict())
     trainer.train()
     say(f"wrote {arguments.out / MODEL_FILE} after {trainer.step} steps")
     return 0
+
+
+def _configured(arguments: argparse.Namespace, config: TrainConfig) -> TrainConfig:
+    """The recipe with what the command line changes of it."""
+    from dataclasses import replace
+
+    from mssts.errors import MsstsError
+
+    for name in ("epochs", "batch", "accumulate", "learning_rate", "clip_frames"):
+        value = getattr(arguments, name)
+        if value is not None:
+            if value <= 0:
+                raise MsstsError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
+            config = config.with_epochs(value) if name == "epochs" else replace(config, **{name: value})
+    if arguments.lr_drops is not None:
+        drops = tuple(arguments.lr_drops)
+        if list(drops) != sorted(drops) or any(not 0 < drop < config.epochs for drop in drops):
+            raise MsstsError(
+                f"--lr-drops {' '.join(f'{drop:g}' for drop in drops)}: expected ascending epochs between 0 and "
+                f"{config.epochs}, the number of epochs"
+            )
+        config = replace(config, lr_drops=drops)
+    if arguments.augmentation is not None:
+        config = config.with_augmentation(arguments.augmentation)
+    config = replace(
+        config, checkpoint_activations=arguments.checkpoint_activations, absent_boxes=arguments.absent_boxes
+    )
+    if arguments.stage == "pretrain" and arguments.data is not None:
+        raise MsstsError("--stage pretrain is on images alone; leave --data out, or leave --stage out")
+    return config
 
 
 def _listed(what: str, names: list[str]) -> str:

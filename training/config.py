@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mssts.data.clips import ClipTransform, RelativeCrop
+from mssts.data.frame_sampling import FrameSampling, Neighbours, Window
+from mssts.errors import MsstsError
 from mssts.training.criterion import LossWeights
+
+# The augmentation of the released code: colours change from frame to frame, and time runs forwards.
+_AS_RELEASED = ClipTransform(reverse=0.0, jitter=0.0, distort=True)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The defaults are the published recipe (SeqFormer, MS-STS VIS): 12 epochs, drops after 4 and 10.
+    """The defaults are those of the released code (SeqFormer, MS-STS VIS): 12 epochs, drops after 4 and 10.
 
-    The released configs/*.sh set clips a GPU: 1 for R50, X101 and Swin-L, 2 for R101 and the ablation. On the 8 GPUs
-    (16 for Swin-L) of the released README, that makes 8 or 16 a step; the README says that all used 10. So 16 where the
-    scripts come to that, else 10. The learning rate is the same everywhere.
+    The released configs/*.sh come to 8 or 16 clips a step on 8 GPUs, SeqFormer trained its R50 model with 16, and the
+    released README says that all used 10, which 8 processes cannot share. So 16 everywhere. The learning rate is the
+    same everywhere, too.
     """
 
     epochs: int = 12
-    batch: int = 10  # clips a step
+    batch: int = 16  # clips a step
     # Parts of a batch that go through the model one after another. The step is that of the whole batch, but for batch
     # norms, which see each part alone.
     accumulate: int = 1
     checkpoint_activations: bool = False  # compute activations again during backward instead of keeping them
     clip_frames: int = 5
+    sampling: FrameSampling = field(default_factory=Neighbours)
     every_frame: bool = True  # an epoch has a clip about each frame of a video, rather than one of each video
-    transform: ClipTransform = field(default_factory=ClipTransform)
+    transform: ClipTransform = _AS_RELEASED
     learning_rate: float = 2e-4
     backbone_factor: float = 0.1
     # Parameters that stay as they were loaded, by the start of their names: a ResNet's first stages, as released.
@@ -34,33 +40,72 @@ class TrainConfig:
     sampling_factor: float = 0.1
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
-    lr_drops: tuple[int, ...] = (4, 10)  # epochs after which the rate falls to a tenth
+    lr_drops: tuple[float, ...] = (4, 10)  # epochs after which the rate falls to a tenth; fractions are steps
     warmup_steps: int = 0
     # Weight of the adversarial term, and the discriminator's own rate; without effect where its switch is off.
     adversarial: float = 0.1
     discriminator_rate: float = 1e-4
     losses: LossWeights = field(default_factory=LossWeights)
+    absent_boxes: bool = False  # train an empty box where an instance is absent, as released; see `Criterion`
     ema_decay: float = 0.0  # of the averaged weights that are kept; 0 keeps the plain ones
     half_storage: bool = False  # the final checkpoint in fp16
     save_every: int = 1000  # steps
 
+    def with_epochs(self, epochs: int) -> TrainConfig:
+        """The same for so many epochs: the rate drops at the same shares of the whole."""
+        return replace(self, epochs=epochs, lr_drops=tuple(drop * epochs / self.epochs for drop in self.lr_drops))
 
-def recipe(preset_name: str) -> TrainConfig:
-    """The recipe of a preset."""
-    return _RECIPES[preset_name]
+    def with_augmentation(self, name: str) -> TrainConfig:
+        """The same with the `released` augmentation, or with our `steady` one.
 
+        In ours, all frames of a clip change their colours alike, so that appearance stays a cue over time. Time runs
+        backwards as often as forwards, and frames are drawn from a wide window without repetition, so that a clip shows
+        more motion. Sizes, crops and flips stay.
+        """
+        if name == "released":
+            transform = replace(self.transform, reverse=0.0, jitter=0.0, distort=True)
+            return replace(self, sampling=Neighbours(), transform=transform)
+        return replace(
+            self, sampling=Window(), transform=replace(self.transform, reverse=0.5, jitter=0.4, distort=False)
+        )
+
+    def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """The share of the learning rate at `step`: linear warm-up, then a tenth after each drop."""
+        drops = sum(step >= round(epoch * steps_per_epoch) for epoch in self.lr_drops)
+        return min(1.0, (step + 1) / max(self.warmup_steps, 1)) * 0.1**drops
+
+
+def recipe(preset_name: str, stage: str = "main") -> TrainConfig:
+    """The recipe of a preset: of its main training, or of the `pretrain` stage before it.
+
+    Pre-training is on COCO images alone, as single frames (SeqFormer; issues 9 and 16 of its repository). All
+    published figures start from it.
+
+    Raises:
+        MsstsError: there is no such stage.
+    """
+    config = _RECIPES[preset_name]
+    if stage == "main":
+        return config
+    if stage == "pretrain":
+        return replace(config, epochs=50, batch=16, clip_frames=1, lr_drops=(40,))
+    raise MsstsError(f"unknown stage {stage!r}; expected one of: {', '.join(STAGES)}")
+
+
+STAGES = ("pretrain", "main")
 
 _RECIPES = {
     "mssts_r50": TrainConfig(),
-    "mssts_r50_ablation": TrainConfig(batch=16, lr_drops=(2, 10)),
-    "mssts_r101": TrainConfig(batch=16),
+    "mssts_r50_ablation": TrainConfig(lr_drops=(2, 10)),
+    "mssts_r101": TrainConfig(),
     "mssts_x101": TrainConfig(),
-    "mssts_swin_l": TrainConfig(batch=16),
+    "mssts_swin_l": TrainConfig(),
     # From scratch on MovingShapes, on two cores: small frames, and little jitter, as the data has all colours already.
     "tiny": TrainConfig(
         epochs=7,
         batch=6,
         clip_frames=3,
+        sampling=Window(),
         every_frame=False,
         transform=ClipTransform((80, 96, 112), 256, crop=0.3, crop_size=RelativeCrop(0.6), jitter=0.2),
         learning_rate=5e-4,

@@ -43,6 +43,22 @@ def foreground(masks_nThw: Tensor, clip_n: Tensor, clips: int) -> Tensor:
     return union.scatter_reduce(0, index, masks_nThw, "amax").flatten(0, 1)[:, None]
 
 
-def verdict_loss(logits: Tensor, real: bool) -> Tensor:
-    """Binary cross-entropy of the verdicts with all-real or all-fake."""
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+def verdict_loss(logits_N1hw: Tensor, real: bool, sizes_N2: Tensor, padded: tuple[int, int]) -> Tensor:
+    """Binary cross-entropy of the verdicts with all-real or all-fake, over the valid part of each frame.
+
+    Args:
+        logits_N1hw: verdicts of N frames.
+        real: what they should say.
+        sizes_N2: valid height and width of the frames.
+        padded: their height and width with padding.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits_N1hw, torch.full_like(logits_N1hw, float(real)), reduction="none")
+    return (loss * _share_of_valid(logits_N1hw, sizes_N2, padded)).sum() / len(loss)
+
+
+def _share_of_valid(logits_N1hw: Tensor, sizes_N2: Tensor, padded: tuple[int, int]) -> Tensor:
+    """The weights [N, 1, h, w] that average over the cells whose corner lies in the valid part of a frame."""
+    (h, w), (H, W) = logits_N1hw.shape[-2:], padded
+    y, x = (torch.arange(side, device=sizes_N2.device) for side in (h, w))
+    valid = (y[:, None] * H < sizes_N2[:, :1, None] * h) & (x * W < sizes_N2[:, 1:, None] * w)
+    return valid[:, None].float() / valid.sum((1, 2))[:, None, None, None]

@@ -1,31 +1,26 @@
-"""What the processes of one training exchange, on torch.distributed. Without a process group, every call is a no-op.
+"""The processes of one training: PyTorch's DistributedDataParallel, and the little that is exchanged besides.
 
-`torchrun` starts one process for each device. Each computes a share of every batch; what it contributes to the loss is
-normalised over the whole batch, so that gradients, losses and metrics of the batch are *sums* over the processes.
-
-The model is not wrapped in DistributedDataParallel: the criterion draws masks outside of `forward`, the discriminator
-is called twice between two of its steps, and accumulation would want both held back. One sum of the gradients after
-backward is the same arithmetic, without the overlap of communication with the backward pass.
+`torchrun` starts one process for each device, and each computes its share of every batch. Without a process group,
+every function here leaves things as they are.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mssts.errors import MsstsError
-from mssts.model.layers import at_least_fp32
 
 # A process waits for its peers' data and for rank 0 to save; one that is gone must not be waited for longer than this.
 _TIMEOUT = timedelta(minutes=10)
-_BUCKET = 1 << 24  # elements of gradients that are summed in one message
 
 
 @contextmanager
@@ -49,117 +44,76 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    store, own_rank, processes = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # `torchrun` keeps its store over restarts, with the addresses of dead processes in it (seen in PyTorch 2.13).
+        # Nodes may count restarts differently, so that several of them must be given a new store each time instead.
+        store = dist.PrefixStore(f"attempt-{_restarts()}", store)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=own_rank,
+        world_size=processes,
+        timeout=_TIMEOUT,
+    )
     try:
         yield device
     finally:
         dist.destroy_process_group()
 
 
+def restarted() -> bool:
+    """Whether `torchrun --max-restarts` has started these processes again after one of them died."""
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def rank() -> int:
-    """Which of the processes this is, from 0; rank 0 writes the files."""
+    """The number of this process, from 0; rank 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def gather(value: Any) -> list[Any]:
-    """What each process passed (small, picklable), by rank."""
+    """The values that the processes passed (small, picklable), by rank."""
     values: list[Any] = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def sum_over_ranks(values: Sequence[float]) -> list[float]:
-    """The sums over all processes of numbers that each has as many of."""
-    if world_size() == 1:
-        return list(values)
-    sums = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(sums)
-    return sums.tolist()
-
-
-@torch.no_grad()
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces each gradient by its sum over all processes, in which a missing one counts as zero."""
-    if world_size() == 1:
-        return
-    bucket: list[Tensor] = []
-    for parameter in parameters:
-        if not parameter.requires_grad:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        if sum(gradient.numel() for gradient in bucket) >= _BUCKET:
-            _sum_bucket(bucket)
-            bucket = []
-    if bucket:
-        _sum_bucket(bucket)
-
-
-def _sum_bucket(gradients: list[Tensor]) -> None:
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, total in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(total.view_as(gradient))
-
-
-@torch.no_grad()
-def broadcast_module(module: nn.Module) -> None:
-    """Gives all processes rank 0's parameters and buffers."""
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum over all processes of tensors of one shape, in place."""
     if world_size() > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, 0)
-
-
-def synchronise_batch_norm(model: nn.Module) -> None:
-    """Makes each batch norm of a model one over the whole batch; the names of its parameters stay the same."""
-    if world_size() == 1:
-        return
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.BatchNorm2d:
-            new = SynchronisedBatchNorm2d(module.num_features, module.eps, module.momentum).to(module.weight)
-            new.load_state_dict(module.state_dict())
-            model.set_submodule(name, new)
-
-
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose statistics are those of all processes' images. Unlike torch's, it works without a GPU too."""
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x_NCHW)
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        x = at_least_fp32(x_NCHW)
-        own_count = x.new_tensor([x.numel() / x.shape[1]])
-        sums = _SumOverRanks.apply(torch.cat((x.sum((0, 2, 3)), own_count)))
-        count = sums[-1].detach()
-        mean_C = sums[:-1] / count
-        centred = x - mean_C[:, None, None]
-        variance_C = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
-        scale_C = (variance_C + self.eps).rsqrt() * self.weight
-        return (centred * scale_C[:, None, None] + self.bias[:, None, None]).to(x_NCHW.dtype)
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over all processes. Each of them uses it, so its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        values = values.clone()
         dist.all_reduce(values)
-        return values
+    return values
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient
+
+def parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module in DistributedDataParallel, which *averages* gradients; the module itself for a single process."""
+    if world_size() == 1:
+        return module
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def synchronised(module: nn.Module, now: bool) -> AbstractContextManager[None]:
+    """The context of a forward and its backward, which exchanges gradients `now`, or leaves that to a later one."""
+    if now or not isinstance(module, DistributedDataParallel):
+        return nullcontext()
+    return module.no_sync()
+
+
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
+    """Makes each batch norm one over the images of all processes, on GPUs. The names of its parameters stay the same.
+
+    PyTorch has none for processors: there, a process' batch norms see its own share of a batch.
+    """
+    if world_size() > 1 and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -22,9 +23,12 @@ class Target:
 
     def to(self, device: torch.device) -> Target:
         """The same on another device."""
-        return Target(
-            self.labels_n.to(device), self.boxes_nT4.to(device), self.present_nT.to(device), self.masks_nTHW.to(device)
-        )
+        return Target(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+    def with_absent_boxes(self) -> Target:
+        """The same with an empty box, in the corner, wherever an instance is absent, as if it were there."""
+        # The released data set clamps boxes to 1e-6.
+        return replace(self, boxes_nT4=self.boxes_nT4.clamp(min=1e-6), present_nT=torch.ones_like(self.present_nT))
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,59 @@ class MatchCosts:
     giou: float = 2.0
 
 
+@dataclass(frozen=True)
+class Matches:
+    """The matched pairs of all clips of a batch, by one decoder layer. All int64."""
+
+    clip_n: Tensor
+    query_n: Tensor
+    instance_n: Tensor  # of that clip
+    slot_n: Tensor  # counts the pairs of a clip
+
+
 @torch.no_grad()
-def match(logits_QK: Tensor, boxes_TQ4: Tensor, target: Target, costs: MatchCosts) -> tuple[Tensor, Tensor]:
-    """The assignment of least cost: indices of queries, indices of instances.
+def match(
+    logits: Sequence[Tensor], boxes: Sequence[Tensor], targets: Sequence[Target], costs: MatchCosts
+) -> list[Matches]:
+    """The assignments of least cost, of each decoder layer by itself.
+
+    The assignment is computed on the processor: the costs of all layers go there, and the pairs come back, in one
+    transfer each, since each of them makes a GPU wait.
+
+    Args:
+        logits: [B, Q, classes] of each layer.
+        boxes: [B, T, Q, 4] of each layer.
+        targets: the instances of each of the B clips.
+        costs: weights.
+    """
+    device = logits[0].device
+    matrices = [
+        _costs(layer_logits[b], layer_boxes[b], target, costs)
+        for layer_logits, layer_boxes in zip(logits, boxes, strict=True)
+        for b, target in enumerate(targets)
+    ]
+    flat = torch.cat([matrix.flatten() for matrix in matrices]).cpu()
+    parts = flat.split([matrix.numel() for matrix in matrices])
+    assigned = [
+        linear_sum_assignment(part.view(matrix.shape).numpy()) for part, matrix in zip(parts, matrices, strict=True)
+    ]
+    layers = []
+    for start in range(0, len(assigned), len(targets)):
+        rows = [
+            torch.stack((torch.full((len(q),), b), torch.as_tensor(q), torch.as_tensor(n), torch.arange(len(q))))
+            for b, (q, n) in enumerate(assigned[start : start + len(targets)])
+        ]
+        layers.append(torch.cat(rows, 1))
+    # A clip has as many pairs in each layer.
+    return [Matches(*layer.unbind()) for layer in torch.stack(layers).to(device, non_blocking=True)]
+
+
+def _costs(logits_QK: Tensor, boxes_TQ4: Tensor, target: Target, costs: MatchCosts) -> Tensor:
+    """The cost [Q, n] of giving an instance to a query.
 
     Boxes count only in frames where the instance is present. As in the released code the box cost is the Euclidean
     distance over all frames, not the L1 of the loss.
     """
-    n = len(target.labels_n)
-    if n == 0:
-        empty = torch.empty(0, dtype=torch.int64, device=logits_QK.device)
-        return empty, empty
     prob = logits_QK.float().sigmoid()
     alpha, gamma = 0.25, 2.0
     negative = (1 - alpha) * prob**gamma * -(1 - prob + 1e-8).log()
@@ -58,6 +104,4 @@ def match(logits_QK: Tensor, boxes_TQ4: Tensor, target: Target, costs: MatchCost
     cost_box_Qn = distance_QnT4.flatten(2).norm(dim=-1)
     giou_QnT = generalised_iou(to_corners(boxes_Q1T4), to_corners(target.boxes_nT4))
     cost_giou_Qn = -(giou_QnT * present_nT).sum(-1) / present_nT.sum(-1).clamp(min=1)
-    cost = costs.label * cost_label_Qn + costs.box * cost_box_Qn + costs.giou * cost_giou_Qn
-    queries, instances = linear_sum_assignment(cost.cpu().numpy())
-    return torch.as_tensor(queries, device=cost.device), torch.as_tensor(instances, device=cost.device)
+    return costs.label * cost_label_Qn + costs.box * cost_box_Qn + costs.giou * cost_giou_Qn

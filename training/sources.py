@@ -61,7 +61,9 @@ def training_data(
     if data is not None:
         videos = replace(read_videos(data / "instances.json" if data.is_dir() else data), exif=exif)
         videos.check_images()
-        sources.append(ClipDataset(videos, config.transform, config.clip_frames, seed, every_frame=config.every_frame))
+        sources.append(
+            ClipDataset(videos, config.transform, config.clip_frames, seed, config.sampling, config.every_frame)
+        )
         summary.append(f"{len(sources[0])} clips an epoch of {len(videos.videos)} videos ({videos.source})")
     categories = videos.categories if videos is not None else ()
     if coco is not None:

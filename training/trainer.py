@@ -7,9 +7,8 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,59 +22,27 @@ from mssts.files import atomic_path, write_json
 from mssts.manifest import Category
 from mssts.model.checkpoint import save_checkpoint
 from mssts.model.config import Preset
-from mssts.model.engine import normalise
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.provenance import provenance
+from mssts.training.adversary import Adversary
 from mssts.training.batches import Batch, batches, batches_in_epoch
 from mssts.training.config import TrainConfig
 from mssts.training.criterion import Criterion
-from mssts.training.discriminator import Discriminator, foreground, verdict_loss
 from mssts.training.distributed import (
-    broadcast_module,
     gather,
+    parallel,
     rank,
-    sum_gradients,
     sum_over_ranks,
     synchronise_batch_norm,
+    synchronised,
     world_size,
 )
 from mssts.training.metric_log import MetricLog
-from mssts.training.recomputation import frozen_statistics, recompute_activations
+from mssts.training.recomputation import recompute_activations
+from mssts.training.step import StepOutput, TrainingStep
 
 STATE_FILE = "training_state.pt"
 MODEL_FILE = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """What the shares and parts of a batch must know of the whole of it."""
-
-    height: int
-    width: int
-    instances: int
-    clips: int
-
-    @classmethod
-    def of(cls, share: Batch) -> _Extent:
-        """The extent of the batch that all processes have a share of."""
-        height, width = share.frames_BTHWC.shape[2:4]
-        heights, widths, instances, clips = zip(
-            *gather((height, width, share.instances, len(share.targets))), strict=True
-        )
-        return cls(max(heights), max(widths), sum(instances), sum(clips))
-
-
-@dataclass(frozen=True)
-class _Forward:
-    """What the model made of N frames, a part of a batch, and what the discriminator is shown of it."""
-
-    terms: dict[str, Tensor]
-    total: Tensor
-    images_N3HW: Tensor
-    features_NChw: Tensor  # of the finest scale
-    drawn_N1hw: Tensor  # probability of the foreground
-    true_N1hw: Tensor
-    share: float  # of the whole batch
 
 
 class Trainer:
@@ -104,20 +71,19 @@ class Trainer:
         self.preset, self.config, self.clips, self.categories = preset, config, clips, tuple(categories)
         self.out, self.device, self.seed, self.workers, self.amp = out, device, seed, workers, amp
         self.model = MSSTSVIS(preset.model).to(device)
-        synchronise_batch_norm(self.model)
+        synchronise_batch_norm(self.model, device)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(config.frozen))
-        self.criterion = Criterion()
         self.optimiser = torch.optim.AdamW(_groups(self.model, config), weight_decay=config.weight_decay, fused=True)
-        self.discriminator: Discriminator | None = None
+        self.adversary: Adversary | None = None
         if preset.model.switches.discriminator:
-            self.discriminator = Discriminator(preset.model.width).to(device)
-            self.discriminator_optimiser = torch.optim.AdamW(
-                self.discriminator.parameters(), lr=config.discriminator_rate, betas=(0.5, 0.999)
-            )
+            self.adversary = Adversary(preset.model.width, config, device)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.ema_decay else None
         if config.checkpoint_activations:
             recompute_activations(self.model)
+        self._step = parallel(
+            TrainingStep(self.model, Criterion(absent_boxes=config.absent_boxes), config.losses, amp), device
+        )
         self.epoch = 0
         self.step_in_epoch = 0
         self.steps_per_epoch = batches_in_epoch(clips, config.batch)
@@ -141,16 +107,8 @@ class Trainer:
         """Steps of the whole training."""
         return self.config.epochs * self.steps_per_epoch
 
-    def learning_rate_factor(self) -> float:
-        """Linear warm-up, then a tenth after each of the recipe's drops."""
-        drops = sum(self.epoch >= epoch for epoch in self.config.lr_drops)
-        return min(1.0, (self.step + 1) / max(self.config.warmup_steps, 1)) * 0.1**drops
-
     def train(self, progress: bool = True) -> None:
         """Trains to the end, saving every `config.save_every` steps and after the last."""
-        for module in (self.model, self.averaged, self.discriminator):
-            if module is not None:
-                broadcast_module(module)
         if rank() == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             for torn in (*self.out.glob(f".{Path(STATE_FILE).stem}.*"), *self.out.glob(f".{Path(MODEL_FILE).stem}.*")):
@@ -194,101 +152,48 @@ class Trainer:
         Returns the unweighted losses of the whole batch.
         """
         self.model.train()
-        factor = self.learning_rate_factor()
+        rate = self.config.learning_rate * self.config.learning_rate_factor(self.step, self.steps_per_epoch)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["factor"] * self.config.learning_rate * factor
-        whole = _Extent.of(batch)
-        parts = batch.padded(whole.height, whole.width).split(self.config.accumulate)
-        adversarial = self.discriminator is not None and whole.instances > 0
-        # The discriminator first, on what the model drew; then the model, to be taken for real.
-        passes: Iterable[_Forward]
-        discriminator: dict[str, float] = {}
-        if len(parts) == 1:
-            passes = [self._forward(parts[0], whole)]
-            if adversarial:
-                discriminator = self._step_discriminator(passes)
-        else:
-            if adversarial:
-                discriminator = self._step_discriminator(self._rehearsal(parts, whole))
-            passes = (self._forward(part, whole) for part in parts)
-
+            group["lr"] = group["factor"] * rate
+        instances = int(sum_over_ranks(torch.tensor(batch.instances)))
+        adversary = self.adversary if instances else None
         self.optimiser.zero_grad(set_to_none=True)
-        sums: dict[str, float] = defaultdict(float)
-        for forward in passes:
-            for name, value in self._backward(forward, adversarial).items():
-                sums[name] += value
-        sums |= discriminator
-        sum_gradients(self.model.parameters())
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for i in range(self.config.accumulate):
+            part = batch.split(self.config.accumulate)[i].to(self.device)
+            last = i + 1 == self.config.accumulate
+            with synchronised(self._step, last):
+                output = self._step(part, float(max(instances, 1)))
+                for name, value in self._backward(output, adversary, last).items():
+                    sums[name] += value
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
+        if adversary is not None:
+            adversary.step()
         self._average()
-        metrics = dict(zip(sums, sum_over_ranks(list(sums.values())), strict=True))
-        loss, rate = metrics.pop("loss"), self.config.learning_rate * factor
-        return {"loss": loss, "grad_norm": float(norm), "learning_rate": rate, **metrics}
+        # Until here nothing has made the processor wait for a GPU but the matching.
+        values = torch.stack([norm.detach(), *sum_over_ranks(torch.stack(list(sums.values())))]).tolist()
+        metrics = dict(zip(("grad_norm", *sums), values, strict=True))
+        return {"loss": metrics.pop("loss"), "grad_norm": metrics.pop("grad_norm"), "learning_rate": rate, **metrics}
 
-    def _forward(self, part: Batch, whole: _Extent) -> _Forward:
-        sizes = part.sizes_B2.to(self.device)
-        images = normalise(part.frames_BTHWC.to(self.device), sizes)
-        targets = [target.to(self.device) for target in part.targets]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            prediction = self.model(images, sizes)
-        losses = self.criterion(self.model, prediction, targets, normaliser=max(whole.instances, 1))
-        h, w = prediction.shapes[0]
-        return _Forward(
-            losses.terms,
-            losses.total(self.config.losses),
-            images.flatten(0, 1),
-            prediction.encoded_BTSC[:, :, : h * w].float().flatten(0, 1).transpose(1, 2).unflatten(2, (h, w)),
-            foreground(losses.mask_logits.sigmoid(), losses.clip_of_mask, len(targets)),
-            foreground(losses.mask_targets, losses.clip_of_mask, len(targets)),
-            len(targets) / whole.clips,
-        )
-
-    def _rehearsal(self, parts: Sequence[Batch], whole: _Extent) -> Iterator[_Forward]:
-        """What the model will make of the parts of an accumulated batch, for the discriminator, which steps before it.
-
-        To keep the graphs of all parts until then would cost the memory that accumulation saves, so that the model
-        computes each part twice, drawing the same random numbers.
-        """
-        with torch.random.fork_rng(self._gpus), frozen_statistics(self.model):
-            for part in parts:
-                with torch.no_grad():
-                    forward = self._forward(part, whole)
-                yield forward
+    def _backward(self, output: StepOutput, adversary: Adversary | None, last: bool) -> dict[str, Tensor]:
+        """Adds the gradients of a part of this process' share. Returns its contribution to the batch's losses."""
+        metrics = {name: term.detach() for name, term in output.terms.items()}
+        loss = output.total.detach()
+        # Terms of the model are sums over the processes, of whose gradients DistributedDataParallel takes the mean.
+        tensors, gradients = [output.total], [torch.full_like(loss, world_size())]
+        if adversary is not None:
+            judgement = adversary.judge(output, 1 / self.config.accumulate, last)
+            tensors, gradients = tensors + judgement.tensors, gradients + judgement.gradients
+            share = 1 / (self.config.accumulate * world_size())
+            metrics |= {name: value * share for name, value in judgement.metrics.items()}
+            loss = loss + self.config.adversarial * metrics["adversarial"]
+        torch.autograd.backward(tensors, gradients)
+        return {"loss": loss, **metrics}
 
     @property
     def _gpus(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
-
-    def _step_discriminator(self, passes: Iterable[_Forward]) -> dict[str, float]:
-        assert self.discriminator is not None
-        self.discriminator_optimiser.zero_grad(set_to_none=True)
-        sum_of_losses = 0.0
-        for forward in passes:
-            images, features = forward.images_N3HW, forward.features_NChw.detach()
-            fake = verdict_loss(self.discriminator(images, features, forward.drawn_N1hw.detach()), real=False)
-            real = verdict_loss(self.discriminator(images, features, forward.true_N1hw), real=True)
-            loss = (fake + real) / 2 * forward.share
-            loss.backward()
-            sum_of_losses += float(loss.detach())
-        sum_gradients(self.discriminator.parameters())
-        self.discriminator_optimiser.step()
-        return {"discriminator": sum_of_losses}
-
-    def _backward(self, forward: _Forward, adversarial: bool) -> dict[str, float]:
-        """Adds the gradients of the model's losses. Returns those, each this part's share of the whole batch's."""
-        total = forward.total
-        metrics = {name: float(term.detach()) for name, term in forward.terms.items()}
-        if adversarial:
-            assert self.discriminator is not None
-            self.discriminator.requires_grad_(False)
-            verdict = self.discriminator(forward.images_N3HW, forward.features_NChw, forward.drawn_N1hw)
-            self.discriminator.requires_grad_(True)
-            loss = verdict_loss(verdict, real=True) * forward.share
-            total = total + self.config.adversarial * loss
-            metrics["adversarial"] = float(loss.detach())
-        total.backward()
-        return {"loss": float(total.detach()), **metrics}
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -323,9 +228,8 @@ class Trainer:
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "random": random,
         }
-        if self.discriminator is not None:
-            state["discriminator"] = self.discriminator.state_dict()
-            state["discriminator_optimiser"] = self.discriminator_optimiser.state_dict()
+        if self.adversary is not None:
+            state |= self.adversary.state_dict()
         with atomic_path(self.out / STATE_FILE) as temporary:
             torch.save(state, temporary)
         dtype = torch.float16 if self.config.half_storage else torch.float32
@@ -361,9 +265,8 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
-        if self.discriminator is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
-            self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state)
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         random, *random_of_gpus = state["random"][rank()]
         torch.set_rng_state(random)

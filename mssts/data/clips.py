@@ -13,6 +13,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from mssts.data.colours import distorted, draw_colours
+from mssts.data.frame_sampling import FrameSampling, Window
 from mssts.data.youtube_vis import Track, Video, VideoDataset
 from mssts.errors import MsstsError
 
@@ -57,7 +59,8 @@ class ClipTransform:
 
     `short_edges` are the sizes in pixels of which one is drawn for a clip's short edge, less where the long edge would
     exceed `long_edge`. `crop`, `flip` and `reverse` (of time) are probabilities, `crop_size` says how much a crop
-    keeps. `jitter` is the strength of the change of colours, from 0 to 1.
+    keeps. `jitter` is the strength, from 0 to 1, of a change of colours that all frames of a clip share. `distort`
+    changes the colours of each frame on its own (`mssts.data.colours`), as the released code does.
     """
 
     short_edges: tuple[int, ...] = (288, 320, 352, 392, 416, 448, 480, 512)
@@ -67,6 +70,7 @@ class ClipTransform:
     flip: float = 0.5
     reverse: float = 0.5
     jitter: float = 0.4
+    distort: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class ClipDataset:
         transform: ClipTransform,
         clip_frames: int,
         seed: int,
-        window: int = 20,
+        sampling: FrameSampling | None = None,
         every_frame: bool = False,
     ) -> None:
         """
@@ -108,14 +112,14 @@ class ClipDataset:
             transform: how a clip is augmented.
             clip_frames: the frames of a clip.
             seed: of everything that is drawn.
-            window: how far the frames of a clip may lie from its centre frame (IFC, arXiv 2106.03299, uses 20).
+            sampling: which frames of a video make a clip; `Window()` if None.
             every_frame: an epoch has a clip about each frame, as SeqFormer's, rather than one of each video.
 
         Raises:
             MsstsError: the data set has no annotated video.
         """
         self.dataset, self.transform = dataset, transform
-        self.clip_frames, self.seed, self.window = clip_frames, seed, window
+        self.clip_frames, self.seed, self.sampling = clip_frames, seed, sampling or Window()
         self.videos = [video for video in dataset.videos if learnable_tracks(dataset, video)]
         if not self.videos:
             raise MsstsError(f"{dataset.source}: no video has an annotation; training needs an annotated split")
@@ -134,17 +138,19 @@ class ClipDataset:
         """
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
         video, centre = self._clips[index]
-        indices = choose_frames(rng, video.length, self.clip_frames, self.window, centre)
+        indices = self.sampling.draw(rng, video.length, self.clip_frames, centre)
         if rng.random() < self.transform.reverse:
             indices = indices[::-1]
         geometry = Geometry.draw(rng, self.transform, video.height, video.width)
-        colours = _draw_colours(rng, self.transform.jitter)
+        colours = draw_colours(rng, self.transform.jitter)
 
         unique, where = np.unique(indices, return_inverse=True)
         frames_THWC = np.stack([geometry.frame(self.dataset.read_frame(video, int(t))) for t in unique])
         # A colour matrix works on pixels, so all frames go through it as one tall picture.
         shape = frames_THWC.shape
         frames_THWC = cv2.transform(frames_THWC.reshape(-1, shape[2], 3), colours).reshape(shape)[where]
+        if self.transform.distort:
+            frames_THWC = np.stack([distorted(rng, frame) for frame in frames_THWC])
 
         tracks = [
             track for track in learnable_tracks(self.dataset, video) if any(track.rles[t] is not None for t in unique)
@@ -182,25 +188,6 @@ def visible_clip(
         masks_NTHW=masks_NTHW[seen],
         present_NT=present_NT[seen],
     )
-
-
-def choose_frames(
-    rng: np.random.Generator, length: int, clip_frames: int, window: int, centre: int | None = None
-) -> np.ndarray:
-    """Frames of a clip, ascending: `centre` and others within `window` of it (more where that holds too few).
-
-    No `centre` stands for a random one. A video shorter than the clip gives all its frames, some of them repeatedly.
-    """
-    if length < clip_frames:
-        return np.sort(np.concatenate([np.arange(length), rng.integers(length, size=clip_frames - length)]))
-    if centre is None:
-        centre = int(rng.integers(length))
-    low, high = max(0, centre - window), min(length, centre + window + 1)
-    if high - low < clip_frames:
-        low = max(0, min(low, length - clip_frames))
-        high = max(high, low + clip_frames)
-    others = np.setdiff1d(np.arange(low, high), [centre])
-    return np.sort(np.append(rng.choice(others, clip_frames - 1, replace=False), centre))
 
 
 def mask_boxes(masks_NTHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -265,27 +252,3 @@ class Geometry:
         if (self.bottom - self.top, self.right - self.left) == (self.height, self.width):
             return self.frame(mask)
         return self.frame(mask.view(np.uint8) * np.uint8(255)) >= 128
-
-
-def _draw_colours(rng: np.random.Generator, strength: float) -> np.ndarray:
-    """A random change of colours, float64 [3, 4]."""
-    brightness = 255 * 0.3 * strength * rng.uniform(-1, 1)
-    contrast, saturation = 1 + strength * rng.uniform(-1, 1, 2)
-    turn = math.pi * 0.25 * strength * rng.uniform(-1, 1)
-    return colour_change(brightness, contrast, saturation, turn)
-
-
-def colour_change(brightness: float, contrast: float, saturation: float, turn: float) -> np.ndarray:
-    """A change of brightness (added), contrast, saturation (factors) and hue (radians) as one affine map of RGB.
-
-    Saturation scales, and hue turns, the colour about the grey axis of equal R, G and B.
-
-    Returns:
-        The map, float64 [3, 4].
-    """
-    grey = np.full((3, 3), 1 / 3)
-    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    colour = saturation * (math.cos(turn) * (np.eye(3) - grey) + math.sin(turn) * across)
-    matrix = contrast * (grey + colour)
-    offset = brightness + 128 * (1 - contrast)
-    return np.hstack([matrix, np.full((3, 1), offset)])

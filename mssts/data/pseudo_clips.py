@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mssts.data.clips import Clip, ClipTransform, Geometry, colour_change, learnable_tracks, visible_clip
+from mssts.data.clips import Clip, ClipTransform, Geometry, learnable_tracks, visible_clip
+from mssts.data.colours import colour_change
 from mssts.data.youtube_vis import VideoDataset
 from mssts.errors import MsstsError
 

@@ -26,6 +26,8 @@ from mssts.model.released import read_released, released_categories
 from mssts.model.state_dict import is_safetensors
 
 _FORMAT = "mssts-checkpoint-1"
+# Fields of a model that its checkpoint always names, and what those did that are older than the field.
+_BEFORE = {"split_position": False}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def initialise(model: MSSTSVIS, checkpoint: Checkpoint) -> list[str]:
     """
     own = model.state_dict()
     trained = checkpoint.preset.model
-    new = own.keys() - parameter_shapes(replace(model.config, switches=trained.switches)).keys()
+    common = replace(model.config, switches=trained.switches, split_own_linear=trained.split_own_linear)
+    new = own.keys() - parameter_shapes(common).keys()
     if trained.classes != model.config.classes:
         new |= {name for name in own if name.startswith("class_embed.")}
     load_weights(model, {**checkpoint.weights, **{name: own[name] for name in new}}, checkpoint.path)
@@ -132,7 +135,8 @@ def save_checkpoint(
 def _changes(trained: Preset) -> dict[str, Any]:
     """The fields of a model that are not as in the preset of its name; the number of classes is the categories'."""
     own, usual = asdict(trained.model), asdict(preset(trained.name).model)
-    return {name: value for name, value in own.items() if value != usual[name] and name != "classes"}
+    differing = {name for name, value in own.items() if value != usual[name]} - {"classes"}
+    return {name: value for name, value in own.items() if name in differing | _BEFORE.keys()}
 
 
 def _changed(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
@@ -171,7 +175,7 @@ def load_checkpoint(path: Path | str, expected_preset: str | None = None) -> Che
         )
     categories = tuple(Category(int(i), str(name)) for i, name in json.loads(header["categories"]))
     try:
-        found = replace(found, model=_changed(found.model, json.loads(header.get("model", "{}"))))
+        found = replace(found, model=_changed(found.model, _BEFORE | json.loads(header.get("model", "{}"))))
     except TypeError as error:
         raise MsstsError(f"{path}: written by another version of mssts, whose models differ ({error})") from None
     weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}

@@ -41,6 +41,10 @@ class ModelConfig:
     dropout: float = 0.1
     split_width: int = 64
     split_heads: int = 4
+    # Readings of Figure 2 that can be asked about; see `mssts.model.split_attention`.
+    split_position: bool = True
+    split_own_linear: bool = False
+    split_shared: bool = True
     temporal_width: int = 256
     switches: Switches = field(default_factory=Switches)
 

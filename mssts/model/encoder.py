@@ -32,7 +32,7 @@ class EncoderLayer(nn.Module):
         reference = geometry.reference_BSL2[:, None]
         attended = self.output_proj(self.deformable(query, reference, tokens_BTSC, geometry))
         if self.split is not None:
-            attended = attended + self.split(tokens_BTSC, geometry)
+            attended = attended + self.split(query if self.split.sees_position else tokens_BTSC, geometry)
         tokens = self.norm1(tokens_BTSC + self.dropout(attended))
         ffn = self.linear2(self.dropout(F.relu(self.linear1(tokens))))
         return self.norm2(tokens + self.dropout(ffn))

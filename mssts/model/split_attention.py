@@ -1,9 +1,16 @@
 """The MS-STS attention module Ẑ: attention over time, split from attention over space (Figure 2b–d of the paper).
 
-What the figure leaves open, and what was chosen:
-- **Width.** Both blocks work at C/4 between one linear layer in and one out: 0.6 M parameters in six layers, where full
-  width would take 6 M. With the decoder's temporal attention (1.3 M) the R50 model has 49.9 M; the paper has 50.6.
-- **Weights** are shared by the scales: the module then is a few matrix products over all tokens of all scales at once.
+The module is reconstructed from the figure. What that leaves open, and what was chosen:
+- **Position.** The tokens carry the embedding of their position and scale (`split_position`), as in the deformable
+  path: Figure 2a adds it before both, and a module whose weights the scales share could not tell them apart without.
+- **Width.** Both blocks work at C/4 (`split_width`) between one linear layer in and one out: 0.6 M parameters in six
+  layers, where full width would take 6 M.
+- **Weights** are shared by the scales (`split_shared`): the module then is a few matrix products over all tokens of all
+  scales at once.
+- **Linear layer** of the inter-scale block: Figure 2d draws one for both scales; by default the scale's own tokens,
+  which come from a linear layer, go without (`split_own_linear`).
+- **Axis** of the inter-scale concatenation: time. The figure could also mean space, which would make attention
+  quadratic in the pixels; that reading is no option here.
 - **Queries** of the inter-scale block are the T tokens of the finer scale, keys and values all 2T: the result belongs
   to the finer scale, and what the T other queries would give is dropped.
 - **Resolution.** The coarser neighbour is brought to the finer scale by taking the token that covers it (nearest),
@@ -44,8 +51,8 @@ class IntraScaleAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.ffn = _FeedForward(width)
 
-    def forward(self, tokens_BTSD: Tensor) -> Tensor:
-        """→ [B, T, S, D]. Mixes along T alone."""
+    def forward(self, tokens_BTSD: Tensor, geometry: Geometry | None = None) -> Tensor:
+        """→ [B, T, S, D]. Mixes along T alone, whatever the scale."""
         query, key, value = self.qkv(tokens_BTSD).chunk(3, -1)
         tokens = self.norm(tokens_BTSD + self.out(split_temporal_attn(query, key, value, self.heads)))
         return tokens + self.ffn(tokens)
@@ -54,10 +61,11 @@ class IntraScaleAttention(nn.Module):
 class InterScaleAttention(nn.Module):
     """Figure 2d: scale s with scale s+1, concatenated along time → norm → attention → dropout → norm → FFN."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, own_linear: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.neighbour = nn.Linear(width, width)
+        self.own = nn.Linear(width, width) if own_linear else None
         self.norm1 = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
@@ -69,9 +77,13 @@ class InterScaleAttention(nn.Module):
     def forward(self, tokens_BTSD: Tensor, input_BTSD: Tensor, geometry: Geometry) -> Tensor:
         """Tokens after the intra-scale block, and what entered it (the coarsest scale's partner) → [B, T, S, D]."""
         coarsest = geometry.split(input_BTSD, 2)[-1]
-        own = self.norm1(tokens_BTSD)
-        partner = self.norm1(self.neighbour(torch.cat((tokens_BTSD, coarsest), 2)))
-        parent_S = _parents(geometry, tokens_BTSD.device)
+        partners = torch.cat((tokens_BTSD, coarsest), 2)
+        return self.pair(tokens_BTSD, partners, _parents(geometry, tokens_BTSD.device))
+
+    def pair(self, tokens_BTSD: Tensor, partners_BTPD: Tensor, parent_S: Tensor) -> Tensor:
+        """→ [B, T, S, D]; token i attends to itself and to partner `parent_S[i]`, in all frames of both."""
+        own = self.norm1(tokens_BTSD if self.own is None else self.own(tokens_BTSD))
+        partner = self.norm1(self.neighbour(partners_BTPD))
         key, value = torch.cat((self.key_value(own), self.key_value(partner).index_select(2, parent_S)), 1).chunk(2, -1)
         attended = split_temporal_attn(self.query(own), key, value, self.heads)
         tokens = tokens_BTSD + self.dropout(self.out(attended))
@@ -82,13 +94,46 @@ def _parents(geometry: Geometry, device: torch.device) -> Tensor:
     """For every token, the index of its partner among the tokens of all scales followed by the coarsest's inputs."""
     indices: list[Tensor] = []
     start = 0
-    for (h, w), coarser in zip(geometry.shapes, geometry.shapes[1:] + geometry.shapes[-1:], strict=True):
+    for (h, w), parents in zip(geometry.shapes, _parents_by_scale(geometry, device), strict=True):
         start = start + h * w  # where the next scale begins, or after the last one, the coarsest's inputs
+        indices.append(start + parents)
+    return torch.cat(indices)
+
+
+def _parents_by_scale(geometry: Geometry, device: torch.device) -> list[Tensor]:
+    """For every token of each scale, the index of its partner among those of the next scale, the last's among its own.
+
+    Each scale is ⌈half⌉ of the finer one, so that indices stay inside.
+    """
+    indices: list[Tensor] = []
+    for (h, w), coarser in zip(geometry.shapes, geometry.shapes[1:] + geometry.shapes[-1:], strict=True):
         y, x = torch.arange(h, device=device), torch.arange(w, device=device)
         if len(indices) + 1 < len(geometry.shapes):
-            y, x = y // 2, x // 2  # each scale is ⌈half⌉ of the finer one, so this stays inside
-        indices.append((start + y[:, None] * coarser[1] + x).flatten())
-    return torch.cat(indices)
+            y, x = y // 2, x // 2
+        indices.append((y[:, None] * coarser[1] + x).flatten())
+    return indices
+
+
+class _IntraByScale(nn.ModuleList):
+    """An intra-scale block for each scale."""
+
+    def forward(self, tokens_BTSD: Tensor, geometry: Geometry) -> Tensor:
+        parts = geometry.split(tokens_BTSD, 2)
+        return torch.cat([block(part) for block, part in zip(self, parts, strict=True)], 2)
+
+
+class _InterByScale(nn.ModuleList):
+    """An inter-scale block for each scale."""
+
+    def forward(self, tokens_BTSD: Tensor, input_BTSD: Tensor, geometry: Geometry) -> Tensor:
+        parts = geometry.split(tokens_BTSD, 2)
+        partners = (*parts[1:], geometry.split(input_BTSD, 2)[-1])
+        parents = _parents_by_scale(geometry, tokens_BTSD.device)
+        found = []
+        for block, part, partner, parent in zip(self, parts, partners, parents, strict=True):
+            assert isinstance(block, InterScaleAttention)
+            found.append(block.pair(part, partner, parent))
+        return torch.cat(found, 2)
 
 
 class SplitAttention(nn.Module):
@@ -97,9 +142,21 @@ class SplitAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, heads = config.split_width, config.split_heads
+        self.sees_position = config.split_position
         self.reduce = nn.Linear(config.width, width)
-        self.intra = IntraScaleAttention(width, heads) if config.switches.intra_scale else None
-        self.inter = InterScaleAttention(width, heads, config.dropout) if config.switches.inter_scale else None
+
+        def intra() -> IntraScaleAttention:
+            return IntraScaleAttention(width, heads)
+
+        def inter() -> InterScaleAttention:
+            return InterScaleAttention(width, heads, config.dropout, config.split_own_linear)
+
+        self.intra: nn.Module | None = None
+        if config.switches.intra_scale:
+            self.intra = intra() if config.split_shared else _IntraByScale(intra() for _ in range(config.levels))
+        self.inter: nn.Module | None = None
+        if config.switches.inter_scale:
+            self.inter = inter() if config.split_shared else _InterByScale(inter() for _ in range(config.levels))
         self.expand = nn.Linear(width, config.width)
 
     def reset_parameters(self) -> None:
@@ -110,7 +167,7 @@ class SplitAttention(nn.Module):
     def forward(self, tokens_BTSC: Tensor, geometry: Geometry) -> Tensor:
         """→ [B, T, S, C], to be added to the deformable attention."""
         reduced = self.reduce(tokens_BTSC)
-        tokens = reduced if self.intra is None else self.intra(reduced)
+        tokens = reduced if self.intra is None else self.intra(reduced, geometry)
         if self.inter is not None:
             tokens = self.inter(tokens, reduced, geometry)
         return self.expand(tokens)

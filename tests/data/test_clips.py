@@ -13,7 +13,9 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from mssts.data.clips import Clip, ClipDataset, ClipTransform, RelativeCrop, ResizedCrop, choose_frames
+from mssts.data.clips import Clip, ClipDataset, ClipTransform, RelativeCrop, ResizedCrop
+from mssts.data.colours import distorted
+from mssts.data.frame_sampling import Neighbours, Window
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.data.youtube_vis import VideoDataset, read_youtube_vis
 from mssts.errors import MsstsError
@@ -255,12 +257,61 @@ def test_frames_of_a_clip_lie_within_the_window(length: int, clip_frames: int, w
     rng = np.random.default_rng(0)
     seen: set[int] = set()
     for _ in range(300):
-        indices = choose_frames(rng, length, clip_frames, window)
+        indices = Window(window).draw(rng, length, clip_frames)
         assert len(set(indices.tolist())) == clip_frames and (np.diff(indices) > 0).all()
         assert indices[0] >= 0 and indices[-1] < length
         assert np.ptp(indices) <= max(2 * window, 2 * (clip_frames - 1))
         seen.update(indices.tolist())
     assert seen == set(range(length))
+
+
+@pytest.mark.parametrize(("length", "clip_frames"), [(27, 5), (27, 1), (27, 2), (6, 5), (3, 5), (1, 5)])
+def test_frames_are_drawn_as_in_the_released_code(length: int, clip_frames: int) -> None:
+    """A frame, one at most 3 before and one at most 3 after it, and others from outside of these."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        centre = int(rng.integers(length))
+        indices = Neighbours().draw(rng, length, clip_frames, centre)
+        assert len(indices) == clip_frames and (np.diff(indices) >= 0).all()
+        assert centre in indices and indices[0] >= 0 and indices[-1] < length
+        if clip_frames > 2:
+            assert any(t in indices for t in range(max(0, centre - 3), max(1, centre)))
+            assert any(t in indices for t in range(min(length - 1, centre + 1), centre + 4))
+
+
+def test_drawn_frames_lie_as_far_apart_as_those_of_the_released_code() -> None:
+    """Of 27 frames, measured with the released code: a mean gap of 4.0, a span of 16.0, 68 % of the gaps at most 3."""
+    rng = np.random.default_rng(0)
+    drawn = np.stack([Neighbours().draw(rng, 27, 5) for _ in range(4000)])
+    gaps = np.diff(drawn)
+    assert gaps.mean() == pytest.approx(4.0, abs=0.1)
+    assert np.ptp(drawn, axis=1).mean() == pytest.approx(16.0, abs=0.4)
+    assert (gaps <= 3).mean() == pytest.approx(0.68, abs=0.02)
+
+
+def test_distortion_changes_the_colours_of_each_frame_on_its_own(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    dataset = write_video(tmp_path, [picture] * 5, [np.ones((16, 16), bool)] * 5)
+    transform = ClipTransform(short_edges=(16,), long_edge=16, crop=0, flip=0, reverse=0, jitter=0, distort=True)
+    frames = ClipDataset(dataset, transform, 5, seed=0).sample(0, 0).frames_THWC
+    assert len({frame.tobytes() for frame in frames}) >= 4
+
+
+def test_distortion_brightens_scales_and_swaps_as_much_as_the_released_code() -> None:
+    """Of grey, hue and saturation say nothing: what is left is contrast from 0.5 to 1.5 and brightness up to 32."""
+    rng = np.random.default_rng(0)
+    grey = np.full((1, 2, 3), 100, np.uint8)
+    grey[0, 1] = 140
+    found = np.stack([distorted(rng, grey) for _ in range(3000)]).astype(int)[:, 0]
+    assert (found[:, :, :1] == found).all()
+    slope = (found[:, 1, 0] - found[:, 0, 0]) / 40
+    assert slope.min() == pytest.approx(0.5, abs=0.03) and slope.max() == pytest.approx(1.5, abs=0.03)
+    unscaled = found[np.abs(slope - 1) < 1e-6, 0, 0] - 100
+    assert unscaled.min() in (-32, -31) and unscaled.max() in (31, 32)
+    red = np.zeros((1, 1, 3), np.uint8)
+    red[..., 0] = 200
+    strongest = np.bincount([int(distorted(rng, red).argmax()) for _ in range(3000)], minlength=3) / 3000
+    np.testing.assert_allclose(strongest, (2 / 3, 1 / 6, 1 / 6), atol=0.03)  # half of them permuted at random
 
 
 def test_clips_do_not_need_torch() -> None:

@@ -346,7 +346,7 @@ def test_the_joint_order_is_the_epochs_alone_and_can_be_resumed(shapes: Path, co
 
 
 def test_every_released_configuration_has_its_recipe() -> None:
-    """Of configs/*.sh of the released code: epochs, learning rate, drops; its totals of clips a step are 10 to 16."""
+    """Of configs/*.sh of the released code: epochs, learning rate, drops; a batch that 8 processes can share."""
     for name in PRESETS:
         assert recipe(name).batch > 0
     for name in ("mssts_r50", "mssts_r101", "mssts_x101", "mssts_swin_l"):
@@ -356,7 +356,18 @@ def test_every_released_configuration_has_its_recipe() -> None:
     for name in PRESETS.keys() - {"tiny"}:
         config = recipe(name)
         assert (config.epochs, config.learning_rate, config.backbone_factor) == (12, 2e-4, 0.1)
-        assert config.clip_frames == 5 and 10 <= config.batch <= 16 and config.every_frame
+        assert config.clip_frames == 5 and config.batch == 16 and config.every_frame
+        before = recipe(name, "pretrain")
+        assert (before.epochs, before.lr_drops, before.clip_frames, before.batch) == (50, (40,), 1, 16)
+        assert before.learning_rate == config.learning_rate
+
+
+def test_a_pretraining_clip_is_the_image(coco: VideoDataset) -> None:
+    transform = replace(recipe("mssts_r50", "pretrain").transform, crop=0, flip=0, long_edge=400)
+    source = PseudoClipDataset(coco, replace(transform, short_edges=(HEIGHT,)), 1, 0)
+    for index, picture in enumerate(source.pictures):
+        (frame,) = source.sample(index, 0).frames_THWC
+        np.testing.assert_array_equal(frame, coco.read_frame(picture, 0))
 
 
 @pytest.mark.parametrize("with_videos", [True, False])

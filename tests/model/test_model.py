@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from support.model_inputs import build, geometry, images, sizes
 
+from mssts.model.checkpoint import initialise, load_checkpoint, save_checkpoint
 from mssts.model.config import BASELINE, Switches, mssts_r50, preset, tiny
 from mssts.model.engine import Engine, normalise
+from mssts.model.geometry import build_geometry, sine_periods
 from mssts.model.mask_head import MaskFeatures, double_aligned
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.model.split_attention import InterScaleAttention, IntraScaleAttention
 from mssts.ops.exporting import exporting
 
+TINY = Path(__file__).parents[2] / "training" / "checkpoints" / "tiny.safetensors"
 SMALL = replace(tiny().model, width=64, heads=2, ffn_width=64, queries=6, split_width=16, temporal_width=32)
 
 
@@ -84,6 +89,50 @@ def test_inter_scale_attention_pairs_a_token_with_the_one_that_covers_it():
     expected = torch.zeros(5, 7, dtype=torch.bool)
     expected[2:4, 4:6] = True
     assert torch.equal(moved.view(5, 7), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seen", [True, False])
+def test_split_attention_sees_where_a_token_is(seen):
+    """Of tokens that are all alike, it makes the same everywhere, unless it is shown position and scale."""
+    torch.manual_seed(0)
+    model = build(replace(SMALL, split_position=seen)).double()
+    shapes = [(8, 8), (4, 4), (2, 2), (1, 1)]
+    where = build_geometry(shapes, sizes((64, 64)), 64, 64, sine_periods(SMALL.width).double(), torch.float64)
+    found: list[torch.Tensor] = []
+    model.encoder.layers[0].split.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    model.encoder(torch.ones(1, 2, 85, 64, dtype=torch.float64), where)
+    spread = (found[0] - found[0][:, :, :1]).abs().amax((0, 1, 3))[:-1]  # the coarsest scale has another partner
+    assert (spread[1:] > 1e-6).all() if seen else spread.max() < 1e-12
+
+
+@torch.no_grad()
+def test_weights_of_each_scale_are_the_shared_ones_if_equal():
+    shared = build(replace(SMALL, split_own_linear=True))
+    by_scale = build(replace(SMALL, split_own_linear=True, split_shared=False))
+    weights = {}
+    for name in by_scale.state_dict():
+        found = re.sub(r"(split\.int..)\.\d", r"\1", name)
+        weights[name] = shared.state_dict()[found]
+    assert len(weights) > len(shared.state_dict())
+    by_scale.load_state_dict(weights)
+    frames, size = images(1, 3, 72, 104), sizes((72, 104))
+    a, b = shared(frames, size), by_scale(frames, size)
+    torch.testing.assert_close(a.encoded_BTSC, b.encoded_BTSC, rtol=1e-5, atol=1e-5)
+    by_scale.encoder.layers[0].split.inter[2].own.weight.zero_()
+    assert (by_scale(frames, size).encoded_BTSC - b.encoded_BTSC).abs().max() > 1e-3
+
+
+def test_a_checkpoint_says_what_its_model_sees(tmp_path):
+    old = load_checkpoint(TINY)
+    assert not old.preset.model.split_position  # it is older than the choice
+    assert tiny().model.split_position
+    for seen in (True, False):
+        chosen = replace(tiny(), model=replace(tiny().model, split_position=seen))
+        save_checkpoint(tmp_path / "x.safetensors", old.weights, chosen, old.categories)
+        assert load_checkpoint(tmp_path / "x.safetensors").preset.model.split_position == seen
+    new = initialise(MSSTSVIS(replace(tiny().model, split_own_linear=True)), old)
+    assert new and all(".split.inter.own." in name for name in new)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mssts.model.config import BASELINE, mssts_r50
-from mssts.model.mssts_vis import MSSTSVIS
+from mssts.model.mssts_vis import MSSTSVIS, Prediction
 from mssts.model.released import convert_released
 from mssts.training.criterion import Criterion
 from mssts.training.matcher import Target
@@ -91,7 +91,8 @@ def _predictions(model: MSSTSVIS, golden: dict[str, np.ndarray]) -> list[Entry]:
     return entries
 
 
-def _losses(model: MSSTSVIS, golden: dict[str, np.ndarray]) -> list[Entry]:
+def loss_case(model: MSSTSVIS) -> tuple[Prediction, list[Target]]:
+    """What the golden model says of case C, two clips of two frames, and their instances."""
     T, H, W = 2, 96, 128
     frames = tensor("frames_c", (4, 3, H, W)).unflatten(0, (2, T))
     targets = []
@@ -108,7 +109,19 @@ def _losses(model: MSSTSVIS, golden: dict[str, np.ndarray]) -> list[Entry]:
                 masks_nTHW[n, t, rows, columns] = True
         present = torch.ones(len(labels), T, dtype=torch.bool)
         targets.append(Target(torch.tensor(labels), boxes_nT4, present, masks_nTHW))
-    prediction = model(frames, torch.tensor([[H, W]] * 2, dtype=torch.int32))
+    return model(frames, torch.tensor([[H, W]] * 2, dtype=torch.int32)), targets
+
+
+def absent_case(model: MSSTSVIS) -> tuple[Prediction, list[Target]]:
+    """Case C where the first instance of the first clip is absent from the second frame: box and mask are empty."""
+    prediction, targets = loss_case(model)
+    first = targets[0]
+    first.boxes_nT4[0, 1], first.masks_nTHW[0, 1], first.present_nT[0, 1] = 0, False, False
+    return prediction, targets
+
+
+def _losses(model: MSSTSVIS, golden: dict[str, np.ndarray]) -> list[Entry]:
+    prediction, targets = loss_case(model)
     entries = []
     for name, term in Criterion()(model, prediction, targets).terms.items():
         true = float(golden[f"c_{name}"])

@@ -20,7 +20,7 @@ from mssts.model.config import BASELINE, Preset, tiny
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.training.batches import batches, collate
 from mssts.training.boxes import generalised_iou, to_corners
-from mssts.training.config import TrainConfig
+from mssts.training.config import TrainConfig, recipe
 from mssts.training.criterion import Criterion, LossWeights
 from mssts.training.discriminator import Discriminator, foreground, verdict_loss
 from mssts.training.matcher import MatchCosts, Target, match
@@ -83,8 +83,17 @@ def test_matching_finds_the_queries_that_are_right():
     for query, instance in ((3, 0), (1, 1)):
         logits[query, wanted.labels_n[instance]] = 4.0
         boxes[:, query] = wanted.boxes_nT4[instance]
-    queries, instances = match(logits, boxes, wanted, MatchCosts())
-    assert dict(zip(queries.tolist(), instances.tolist(), strict=True)) == {3: 0, 1: 1}
+    # Of two clips and two layers, of which the second has the queries in reverse; the first clip has no instance.
+    found = match(
+        [torch.stack((x, x)) for x in (logits, logits.flip(0))],
+        [torch.stack((x, x)) for x in (boxes, boxes.flip(1))],
+        [target(0, 3), wanted],
+        MatchCosts(),
+    )
+    for pairs, expected in zip(found, ({3: 0, 1: 1}, {1: 0, 3: 1}), strict=True):
+        assert dict(zip(pairs.query_n.tolist(), pairs.instance_n.tolist(), strict=True)) == expected
+        assert pairs.clip_n.tolist() == [1, 1]
+        assert pairs.slot_n.tolist() == [0, 1]
 
 
 def test_a_frame_without_the_instance_says_nothing_of_its_box():
@@ -98,6 +107,35 @@ def test_a_frame_without_the_instance_says_nothing_of_its_box():
     terms_a = Criterion()(model, prediction, [a]).terms
     terms_b = Criterion()(model, prediction, [replace(a, boxes_nT4=boxes)]).terms
     assert {k: v.item() for k, v in terms_a.items()} == {k: v.item() for k, v in terms_b.items()}
+
+
+def test_padding_changes_no_loss():
+    """A clip's losses do not depend on the size of its neighbours, but through the network, which is left out here."""
+    torch.manual_seed(0)
+    model = MSSTSVIS(replace(SMALL, dropout=0.0)).eval()
+    prediction = predict(model, 1, 3)
+    narrow = replace(prediction, sizes_B2=torch.tensor([[24, 16]], dtype=torch.int32))
+    logits = torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    class Drawn:
+        """Masks that are given, of the size asked for."""
+
+        def __init__(self, height: int, width: int, beyond: float) -> None:
+            self.logits = torch.full((1, 2, 3, height, width), beyond)
+            self.logits[..., :6, :4] = logits[..., :6, :4]
+
+        def masks(self, *_: object) -> torch.Tensor:
+            return self.logits
+
+    found = []
+    for H, W, beyond in ((24, 16, 0.0), (32, 32, -3.0), (40, 24, 5.0)):
+        small, large = target(2, 3, 24, 16), torch.zeros(2, 3, H, W, dtype=torch.bool)
+        large[..., :24, :16] = small.masks_nTHW
+        clip = replace(small, masks_nTHW=large)
+        found.append(Criterion()(Drawn(H // 4, W // 4, beyond), narrow, [clip]).terms)  # type: ignore[arg-type]
+    for terms in found[1:]:
+        for name, term in found[0].items():
+            assert terms[name].item() == pytest.approx(term.item(), rel=1e-6), name
 
 
 @pytest.mark.parametrize("counts", [(0, 2), (0, 0)])
@@ -130,10 +168,10 @@ def test_the_discriminator_learns_to_tell_true_masks_from_others():
     true = torch.zeros(4, 1, 16, 16)
     true[:, :, 4:12, 4:12] = 1
     drawn = torch.rand(4, 1, 16, 16)
+    sizes = torch.tensor([[64, 64]] * 4)
     for _ in range(60):
-        loss = verdict_loss(judge(images, features, true), real=True) + verdict_loss(
-            judge(images, features, drawn), real=False
-        )
+        verdicts = judge(images.repeat(2, 1, 1, 1), features.repeat(2, 1, 1, 1), torch.cat((true, drawn))).chunk(2)
+        loss = sum(verdict_loss(v, real, sizes, (64, 64)) for v, real in zip(verdicts, (True, False), strict=True))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -144,7 +182,7 @@ def test_the_adversarial_loss_reaches_masks_and_encoder_features():
     torch.manual_seed(0)
     judge = Discriminator(8)
     features, drawn = torch.randn(1, 8, 8, 8, requires_grad=True), torch.rand(1, 1, 16, 16, requires_grad=True)
-    verdict_loss(judge(torch.rand(1, 3, 64, 64), features, drawn), real=True).backward()
+    verdict_loss(judge(torch.rand(1, 3, 64, 64), features, drawn), True, torch.tensor([[64, 64]]), (64, 64)).backward()
     assert features.grad is not None and features.grad.abs().min() > 0
     assert drawn.grad is not None and drawn.grad.abs().min() > 0
 
@@ -159,6 +197,28 @@ def test_the_first_stages_of_a_backbone_can_stay_as_they_were_loaded(shapes, tmp
     assert CONFIG.frozen  # the published recipe's
 
 
+def rates(config: TrainConfig, steps_per_epoch: int) -> list[float]:
+    return [config.learning_rate_factor(step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
+
+
+def test_the_learning_rate_step_by_step(shapes, tmp_path):
+    config = replace(CONFIG, epochs=4, lr_drops=(1, 3), warmup_steps=4)
+    expected = [0.25, 0.5, 0.75, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01, 0.01]
+    assert rates(config, 5) == pytest.approx(expected, rel=1e-12)
+    run = trainer(shapes, tmp_path, epochs=2, lr_drops=(1,), warmup_steps=2, learning_rate=1e-3, backbone_factor=0.5)
+    run.train(progress=False)
+    table = list(csv.DictReader((tmp_path / METRICS_FILE).read_text().splitlines()))
+    assert [float(row["learning_rate"]) for row in table] == pytest.approx([5e-4, 1e-3, 1e-4, 1e-4])
+    # The optimiser has it, too: the last step's, by kind of parameter.
+    assert [group["lr"] for group in run.optimiser.param_groups] == pytest.approx([0.5e-4, 0.1e-4, 1e-4])
+
+
+def test_the_drops_of_the_rate_move_along_with_the_epochs():
+    assert TrainConfig().with_epochs(24).lr_drops == (8, 20)
+    assert rates(TrainConfig().with_epochs(3), 4) == pytest.approx([1] * 4 + [0.1] * 6 + [0.01] * 2)
+    assert rates(recipe("tiny").with_epochs(1), 700)[-1] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("switched_on", [False, True])
 def test_the_discriminator_is_a_switch(shapes, tmp_path, switched_on):
     run = trainer(
@@ -166,7 +226,7 @@ def test_the_discriminator_is_a_switch(shapes, tmp_path, switched_on):
     )
     metrics = run.train_step(next(batches(run.clips, 2, 0, 0, 0, 0)))
     assert ("adversarial" in metrics) == switched_on
-    assert (run.discriminator is not None) == switched_on
+    assert (run.adversary is not None) == switched_on
 
 
 def test_a_batch_is_padded_at_the_bottom_and_the_right():
@@ -272,6 +332,8 @@ def test_resuming_what_does_not_fit_is_refused(shapes, tmp_path):
     [
         (["--preset", "huge"], "unknown preset 'huge'; expected one of"),
         (["--epochs", "0"], "--epochs is 0; expected a number above 0"),
+        (["--lr-drops", "5", "8"], "--lr-drops 5 8: expected ascending epochs between 0 and 7"),
+        (["--stage", "pretrain"], "--stage pretrain is on images alone; leave --data out"),
         (["--device", "abacus"], "--device abacus: unknown"),
         (["--init", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
     ],

@@ -1,0 +1,54 @@
+"""What one training step computes of the clips of a process, as the one module that DistributedDataParallel wraps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mssts.model.engine import normalise
+from mssts.model.mssts_vis import MSSTSVIS
+from mssts.training.batches import Batch
+from mssts.training.criterion import Criterion, LossWeights
+from mssts.training.discriminator import foreground
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The losses of B clips, and what the discriminator sees of their N = B·T frames."""
+
+    terms: dict[str, Tensor]
+    total: Tensor
+    images_N3HW: Tensor
+    features_NChw: Tensor  # of the finest scale
+    drawn_N1hw: Tensor  # probability of the foreground
+    true_N1hw: Tensor
+    sizes_N2: Tensor  # valid height and width
+
+
+class TrainingStep(nn.Module):
+    """Model, losses and drawn foreground: everything between a batch and what is differentiated."""
+
+    def __init__(self, model: MSSTSVIS, criterion: Criterion, losses: LossWeights, amp: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion, self.losses, self.amp = criterion, losses, amp
+
+    def forward(self, batch: Batch, normaliser: float) -> StepOutput:
+        """Losses of `batch`, which lies on the model's device, as sums over instances divided by `normaliser`."""
+        images = normalise(batch.frames_BTHWC, batch.sizes_B2)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+            prediction = self.model(images, batch.sizes_B2)
+        losses = self.criterion(self.model, prediction, batch.targets, normaliser)
+        h, w = prediction.shapes[0]
+        B, T = images.shape[:2]
+        return StepOutput(
+            losses.terms,
+            losses.total(self.losses),
+            images.flatten(0, 1),
+            prediction.encoded_BTSC[:, :, : h * w].float().flatten(0, 1).transpose(1, 2).unflatten(2, (h, w)),
+            foreground(losses.mask_logits.sigmoid(), losses.clip_of_mask, B),
+            foreground(losses.mask_targets, losses.clip_of_mask, B),
+            batch.sizes_B2.repeat_interleave(T, 0),
+        )
