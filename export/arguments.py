@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from mssts.export.average_precision import ApGate
 
 
-def add_gate(parser: argparse.ArgumentParser, data: str, *aliases: str) -> None:
+def add_gate(parser: argparse.ArgumentParser, data: str) -> None:
     """Adds `--data` and `--max-ap-drop`.
 
-    `data` says whose AP is measured."""
+    `data` says whose AP is measured.
+    """
     parser.add_argument(
-        "--data", *aliases, dest="data", type=Path, metavar="JSON",
+        "--data", type=Path, metavar="JSON",
         help=f"a small data set with ground truth, YouTube-VIS or COCO-video: AP on it, {data}",
     )  # fmt: skip
     parser.add_argument(

@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default="cpu",
-        help="whose an int8 graph is: cpu (OpenVINO), cpu-onnxruntime, gpu (TensorRT) (default: %(default)s)",
+        help="whose an int8 graph is: cpu (OpenVINO) or gpu (TensorRT) (default: %(default)s)",
     )
     parser.add_argument("--clips", type=int, default=16, help="of the calibration, at most (default: %(default)s)")
     parser.add_argument(
         "--exclude", type=Path, metavar="FILE",
         help="layers that stay in floating point, a glob of node names a line (default: export/exclusions/default.txt)",
     )  # fmt: skip
-    add_gate(parser, "before and after", "--evaluate")
+    add_gate(parser, "before and after")
     add_reuse(parser)
 
 

@@ -1,33 +1,30 @@
 """A graph in fp32 with its convolutions and linear layers in 8 bits, written as QuantizeLinear and DequantizeLinear.
 
 Weights are scaled per output channel and activations per tensor, both symmetrically: TensorRT takes nothing else, and
-OpenVINO needs a further pass over the activations where their zero is not 0. ONNX Runtime's CPU provider gains nothing
-from such a graph: for it activations are unsigned with a zero point, and nodes are as `onnxruntime_fusions` tells. What
-is excluded, and every node that is neither a convolution nor a product with constant weights, is left as it is: our ops
-and their bodies, norms, softmax. Only for ONNX Runtime, sums and pooling between convolutions are in 8 bits too.
+OpenVINO needs a further pass over the activations where their zero is not 0. ONNX Runtime on a processor runs such a
+graph about as fast as fp32. What is excluded, and every node that is neither a convolution nor a product with constant
+weights, is left as it is: our ops and their functions, norms, softmax.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from mssts.errors import MsstsError
-from mssts.export.quantization.onnxruntime_fusions import EightBits, eight_bits, own_biases, to_gemms
 
 FORMATS = ("int8", "fp8")
 # cpu is OpenVINO, gpu TensorRT. For processors biases are in int32, which TensorRT's parser refuses.
-_ONNX_RUNTIME = "cpu-onnxruntime"
-TARGETS = ("cpu", _ONNX_RUNTIME, "gpu")
+TARGETS = ("cpu", "gpu")
 DEFAULT_EXCLUSIONS = Path(__file__).parent / "exclusions" / "default.txt"
 _OPS = ("Conv", "MatMul", "Gemm")
 _FP8_OPSET = 19  # QuantizeLinear knows E4M3 from there on
@@ -65,12 +62,6 @@ def quantizable(model: ModelProto, exclusions: Sequence[str]) -> tuple[list[Node
     return [node for node in nodes if node.name not in excluded], sorted(excluded)
 
 
-def calibrated_tensors(model: ModelProto, nodes: Sequence[NodeProto], target: str) -> set[str]:
-    """The tensors whose ranges `quantized` needs."""
-    inputs = {node.input[0] for node in nodes}
-    return inputs | eight_bits(model, {node.name for node in nodes}).tensors if target == _ONNX_RUNTIME else inputs
-
-
 def quantized(
     model: ModelProto, nodes: Sequence[NodeProto], ranges: TensorsData, number_format: str, target: str
 ) -> ModelProto:
@@ -79,7 +70,7 @@ def quantized(
     Args:
         model: in fp32.
         nodes: of it.
-        ranges: of its `calibrated_tensors`.
+        ranges: of the first inputs of `nodes`.
         number_format: one of `FORMATS`.
         target: one of `TARGETS`; fp8 is for GPUs, whatever it says.
 
@@ -87,50 +78,31 @@ def quantized(
         MsstsError: an activation took on infinite values or none in the calibration.
     """
     names = {node.name for node in nodes}
-    for_onnx_runtime = target == _ONNX_RUNTIME and number_format == "int8"
-    passed_on = eight_bits(model, names) if for_onnx_runtime else EightBits(frozenset(), frozenset())
     for node in nodes:
         if not _is_finite(ranges, node.input[0]):
             raise MsstsError(f"the input of {node.name} has no finite range over the calibration clips; exclude it")
-    for name in sorted(passed_on.tensors):
-        if not _is_finite(ranges, name):
-            raise MsstsError(f"{name} has no finite range over the calibration clips; exclude the layer that makes it")
     result = ModelProto()
     result.CopyFrom(model)
-    if for_onnx_runtime:
-        matrices = to_gemms(result, names)
-        own_biases(result, names)
-        result.graph.value_info.extend(
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, (None, None)) for name in matrices
-        )
-        known = {name: ranges[source] for name, source in matrices.items() if source in ranges}
-        ranges = TensorsData(CalibrationMethod.MinMax, dict(ranges.items()) | known)
     quantizer = QDQQuantizer(
         result,
         per_channel=True,
-        # Without VNNI, x86 processors add two products of 8 bits in 16: 2 · 255 · 127 saturates, 2 · 255 · 64 does not.
-        # So the weights have 7 bits, as ONNX Runtime advises (`reduce_range`), and one file is right on all of them.
-        reduce_range=for_onnx_runtime,
         weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8 if for_onnx_runtime else QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
         tensors_range=ranges,
-        nodes_to_quantize=sorted(names | passed_on.pools),
+        nodes_to_quantize=sorted(names),
         nodes_to_exclude=[],
-        op_types_to_quantize=[*_OPS, "MaxPool"] if for_onnx_runtime else list(_OPS),
+        op_types_to_quantize=list(_OPS),
         extra_options={
-            "ActivationSymmetric": not for_onnx_runtime,
+            "ActivationSymmetric": True,
             "OpTypesToExcludeOutputQuantization": list(_OPS),  # only where the next layer takes 8 bits
             "QDQKeepRemovableActivations": True,
             "QuantizeBias": target != "gpu" and number_format == "int8",
         },
     )
-    # What a MaxPool gives is scaled as what it takes: the quantizer does that by itself.
-    for name in sorted(passed_on.tensors - _outputs(model, passed_on.pools)):
-        quantizer.quantize_activation_tensor(name)
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     result = quantizer.model.model
-    _spare_others(result, names | passed_on.pools, passed_on.tensors)
+    _spare_others(result, names)
     if number_format == "fp8":
         _to_fp8(result, model)
     for entry in result.metadata_props:
@@ -144,15 +116,10 @@ def _is_finite(ranges: TensorsData, name: str) -> bool:
     return name in ranges and bool(np.isfinite(ranges[name].range_value).all())
 
 
-def _outputs(model: ModelProto, names: Collection[str]) -> set[str]:
-    return {output for node in model.graph.node if node.name in names for output in node.output}
-
-
-def _spare_others(model: ModelProto, names: set[str], eight_bit_tensors: Collection[str]) -> None:
+def _spare_others(model: ModelProto, names: set[str]) -> None:
     """Gives nodes that are not quantised the tensor itself where a quantised one takes it in 8 bits.
 
-    But the shortcut of a residual block of convolutions stays in 8 bits: so it is fused with the convolution. And so do
-    `eight_bit_tensors`: ONNX Runtime fuses what makes them only if nobody takes them otherwise.
+    But the shortcut of a residual block of convolutions stays in 8 bits: so it is fused with the convolution.
     """
     producers = {output: node for node in model.graph.node for output in node.output}
 
@@ -161,7 +128,7 @@ def _spare_others(model: ModelProto, names: set[str], eight_bit_tensors: Collect
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             return name
         quantize = producers.get(dequantize.input[0])
-        return name if quantize is None or quantize.input[0] in eight_bit_tensors else quantize.input[0]
+        return name if quantize is None else quantize.input[0]
 
     for node in model.graph.node:
         if node.name in names or node.op_type in ("QuantizeLinear", "DequantizeLinear"):

@@ -21,7 +21,6 @@ from mssts.export.quantization.graph import (
     DEFAULT_EXCLUSIONS,
     FORMATS,
     TARGETS,
-    calibrated_tensors,
     check,
     quantizable,
     quantized,
@@ -35,7 +34,7 @@ from mssts.runners.agreement import Agreement
 
 _RUNNER = "onnxruntime"  # whatever runs such a file by default: the engines are to differ in their graphs alone
 # Target → the runner that such a file is made for. For GPUs it is built into a plan first.
-_RUNNERS = {"cpu": "openvino", "cpu-onnxruntime": "onnxruntime"}
+_RUNNERS = {"cpu": "openvino"}
 _HINT = "Exclude more layers (--exclude), calibrate with more or other clips"
 
 
@@ -45,7 +44,7 @@ class QuantizationOptions:
 
     Attributes:
         number_format: int8 or fp8 (E4M3).
-        target: cpu (OpenVINO), cpu-onnxruntime or gpu (TensorRT), for int8; fp8 is for GPUs.
+        target: cpu (OpenVINO) or gpu (TensorRT), for int8; fp8 is for GPUs.
         clips: of the calibration, at most.
         exclude: file of the layers that are left as they are; None: the one that comes with this package.
     """
@@ -104,7 +103,7 @@ def quantize(
         gate.check_data(before.categories)
     clips = read_clips(calibration, before, options.clips)
     with writing(out, path.name) as draft:
-        ranges = calibrate(path, calibrated_tensors(model, nodes, options.target), clips)
+        ranges = calibrate(path, {node.input[0] for node in nodes}, clips)
         graph = quantized(model, nodes, ranges, options.number_format, options.target)
         check(graph)
         save_model(graph, draft.path)

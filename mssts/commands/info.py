@@ -217,16 +217,14 @@ def _registered(path: str) -> tuple[dict[str, Any], str]:
 def _openvino(engine: Entry) -> Entry:
     name, found = "OpenVINO, CPU", library("openvino")
     path = None if found.path is None else str(found.path)
-    if found.reason or not engine.active:
+    if found.path is None or found.reason or not engine.active:
         return Entry(name, False, found.reason or f"built, but OpenVINO is {engine.detail}", path)
-    try:
-        import openvino
+    # Imported here: it needs OpenVINO. The runner's core is the only one of this process.
+    from mssts.runners.openvino_runner import register_kernels
 
-        openvino.Core().add_extension(path)
-        isa = _text(ctypes.CDLL(path).mssts_cpu_isa)
-    except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
-        reason = f"does not fit OpenVINO {engine.facts['version']} ({first_line(error)}); {_REBUILD}"
-        return Entry(name, False, reason, path)
+    isa, reason = register_kernels(found.path)
+    if reason:
+        return Entry(name, False, reason.removeprefix(f"{path} "), path)
     return Entry(name, True, f"{isa}, OpenVINO's threads", path, {"instruction_set": isa})
 
 

@@ -95,7 +95,7 @@ class OpenVinoRunner(Runner):
         found = built.library("openvino")
         if found.path is None or found.reason:
             return found.reason
-        self._isa, reason = _add_extension(found.path)
+        self._isa, reason = register_kernels(found.path)
         return reason
 
     _isa = ""
@@ -182,7 +182,7 @@ def _core() -> openvino.Core:
 
 
 @functools.cache
-def _add_extension(path: Path) -> tuple[str, str]:
+def register_kernels(path: Path) -> tuple[str, str]:
     """Registers our kernels with the core: their instruction set, and why they cannot be used where they cannot."""
     try:
         _core().add_extension(str(path))
@@ -190,7 +190,7 @@ def _add_extension(path: Path) -> tuple[str, str]:
         handle.mssts_cpu_isa.restype = ctypes.c_char_p
         return handle.mssts_cpu_isa().decode(), ""
     except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
-        reason = f"{path} does not fit OpenVINO {openvino.__version__} ({_last_line(error)}); `make plugins` anew"
+        reason = f"{path} does not fit OpenVINO {openvino.__version__} ({_last_line(error)}); run `make plugins` again"
         return "", reason
 
 

@@ -15,8 +15,8 @@ from mssts.cli import main
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.errors import CheckFailed, MsstsError
 from mssts.export.average_precision import ApGate
-from mssts.export.quantization.calibration import read_clips
-from mssts.export.quantization.graph import DEFAULT_EXCLUSIONS, quantizable, read_exclusions
+from mssts.export.quantization.calibration import calibrate, read_clips
+from mssts.export.quantization.graph import DEFAULT_EXCLUSIONS, quantizable, quantized, read_exclusions
 from mssts.export.quantization.quantizer import QuantizationOptions, existing_quantized, quantize
 from mssts.export.reference_runner import ReferenceRunner
 from mssts.manifest import Manifest
@@ -159,6 +159,16 @@ def test_a_file_of_exclusions_is_obeyed(engine, data, tmp_path):
     names = {name for name in names if name.endswith("Conv")}
     assert "model.backbone.layer1.0.conv2/Conv" in names
     assert all(name.startswith("model.backbone.") and "conv1/" not in name for name in names)
+
+
+def test_a_layer_whose_input_is_not_finite_is_named(engine, data):
+    model = onnx.load(engine / "model.onnx")
+    nodes = quantizable(model, read_exclusions(DEFAULT_EXCLUSIONS))[0]
+    ranges = calibrate(
+        engine / "model.onnx", {node.input[0] for node in nodes[1:]}, read_clips(data, Manifest.read(engine), 1)
+    )
+    with pytest.raises(MsstsError, match=f"the input of {nodes[0].name} has no finite range .*; exclude it$"):
+        quantized(model, nodes, ranges, "int8", "cpu")
 
 
 def test_fp8_is_valid_and_computes_nearly_the_same(engine, fp8, data):
