@@ -17,6 +17,7 @@ from mssts.evaluation import evaluate
 from mssts.evaluation.tracks import read_ground_truth
 from mssts.files import sha256
 from mssts.manifest import Category, Manifest
+from mssts.media.orientation import Exif
 from mssts.media.sources import open_source
 from mssts.prediction.predictor import PredictOptions, predict
 from mssts.prediction.results import RESULTS
@@ -46,10 +47,12 @@ class ApGate:
     Attributes:
         data: the JSON of a data set with ground truth.
         max_drop: in AP, 0…1.
+        exif: as `mssts.media.sources.open_source` takes it.
     """
 
     data: Path
     max_drop: float = MAX_DROP
+    exif: Exif | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 1:
@@ -61,7 +64,7 @@ class ApGate:
         Raises:
             MsstsError: the data or their images are absent or broken, or have no object of these categories.
         """
-        open_source(self.data)
+        open_source(self.data, self.exif)
         truth = read_ground_truth(read_youtube_vis_value(self.data), str(self.data))
         annotated = {track.category_id for track in truth.tracks if not track.is_crowd}
         if not annotated:
@@ -104,7 +107,7 @@ class ApGate:
         ran: list[Any] = []
         for model in (reference, candidate):
             with LocalSegmenter(model.path, runner=model.runner) as segmenter:
-                ap[model.name] = average_precision(segmenter, self.data)
+                ap[model.name] = average_precision(segmenter, self.data, self.exif)
                 ran.append(segmenter.describe())
         before, after = ap[reference.name], ap[candidate.name]
         if not before - after <= self.max_drop:
@@ -122,21 +125,23 @@ class ApGate:
 
     def is_of(self, checks: dict[str, Any]) -> bool:
         """Whether a manifest's checks are of the same data, measured or not."""
-        return self.data.is_file() and checks.get("ap_data_sha256") == sha256(self.data)
+        same_frames = checks.get("ap_exif") == self.exif
+        return same_frames and self.data.is_file() and checks.get("ap_data_sha256") == sha256(self.data)
 
     def _data(self) -> dict[str, Any]:
         # Data sets tend to have one name, instances.json: the hash tells them apart.
-        return {"ap_data": self.data.name, "ap_data_sha256": sha256(self.data), "ap_max_drop": self.max_drop}
+        found = {"ap_data": self.data.name, "ap_data_sha256": sha256(self.data), "ap_max_drop": self.max_drop}
+        return {**found, **({"ap_exif": self.exif} if self.exif else {})}
 
 
-def average_precision(segmenter: Segmenter, data: Path) -> float:
+def average_precision(segmenter: Segmenter, data: Path, exif: Exif | None = None) -> float:
     """YouTube-VIS AP (0…1) of an engine on a data set.
 
     Raises:
         MsstsError: the data or the engine are broken, or the data have no ground truth.
     """
     with tempfile.TemporaryDirectory(prefix="mssts-ap-") as results:
-        predict(open_source(data), segmenter, Path(results), PredictOptions(pictures=0))
+        predict(open_source(data, exif), segmenter, Path(results), PredictOptions(pictures=0))
         ap = evaluate(data, Path(results) / RESULTS).ap
     if ap < 0:
         raise MsstsError(f"{data}: has no annotated objects, so there is no AP; expected a set with ground truth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,9 @@ from mssts.errors import MsstsError
 from mssts.kernels import library
 from mssts.machine import cpu_count
 from mssts.manifest import Manifest
-from mssts.media.sources import Video, open_source
+from mssts.media.orientation import Exif
+from mssts.media.sources import open_source
+from mssts.media.video import Video
 from mssts.prediction.tracking import windows
 from mssts.runners.fixed_shape import pad_to_shape
 from mssts.runners.onnx_runtime import session_options
@@ -27,20 +30,21 @@ from mssts.segmenters.preprocessing import engine_input
 Clip = tuple[np.ndarray, np.ndarray]  # uint8 frames [1, T, H, W, 3], int32 valid sizes [1, 2]
 
 
-def read_clips(path: Path, manifest: Manifest, count: int) -> list[Clip]:
+def read_clips(path: Path, manifest: Manifest, count: int, exif: Exif | None = None) -> list[Clip]:
     """Up to `count` clips as engine input, spread evenly over videos and time.
 
     Args:
         path: as `mssts.media.sources.open_source` takes it.
         manifest: of the engine, for its window and input size.
         count: at least 1.
+        exif: as `open_source` takes it.
 
     Raises:
         MsstsError: the source is absent or broken.
     """
     if count < 1:
         raise MsstsError(f"--clips is {count}; expected at least 1")
-    videos = open_source(path).videos
+    videos = open_source(path, exif).videos
     if len(videos) > count:
         videos = tuple(videos[i] for i in np.linspace(0, len(videos) - 1, count).round().astype(int))
     clips: list[Clip] = []
@@ -52,6 +56,9 @@ def read_clips(path: Path, manifest: Manifest, count: int) -> list[Clip]:
             clips.append(clip if manifest.shape is None else pad_to_shape(*clip, manifest.shape))
             progress.update()
     progress.close()
+    for video in videos:
+        for note in video.notes:
+            print(f"warning: {video.name}: {note}", file=sys.stderr)
     return clips
 
 

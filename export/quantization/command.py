@@ -39,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     from mssts.export.average_precision import ap_lines
     from mssts.export.quantization.quantizer import QuantizationOptions, existing_quantized, quantize
 
-    options = QuantizationOptions(arguments.format, arguments.target, arguments.clips, arguments.exclude)
+    options = QuantizationOptions(
+        arguments.format, arguments.target, arguments.clips, arguments.exclude, arguments.exif
+    )
     source, gate = Artefact.open(arguments.engine), gate_of(arguments)
     kept = existing_quantized(source, arguments.calibrate, arguments.out, options, gate) if arguments.reuse else None
     manifest = kept or quantize(source, arguments.calibrate, arguments.out, options, gate)

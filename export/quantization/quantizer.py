@@ -28,6 +28,7 @@ from mssts.export.quantization.graph import (
 )
 from mssts.export.saving import save_model
 from mssts.manifest import Manifest
+from mssts.media.orientation import Exif
 from mssts.provenance import provenance
 from mssts.runners import AUTO, load_runner
 from mssts.runners.agreement import Agreement
@@ -47,12 +48,14 @@ class QuantizationOptions:
         target: cpu (OpenVINO) or gpu (TensorRT), for int8; fp8 is for GPUs.
         clips: of the calibration, at most.
         exclude: file of the layers that are left as they are; None: the one that comes with this package.
+        exif: of the calibration's images, as `mssts.media.sources.open_source` takes it.
     """
 
     number_format: str = "int8"
     target: str = "cpu"
     clips: int = 16
     exclude: Path | None = None
+    exif: Exif | None = None
 
     def __post_init__(self) -> None:
         if self.number_format not in FORMATS:
@@ -101,7 +104,7 @@ def quantize(
         )
     if gate is not None:
         gate.check_data(before.categories)
-    clips = read_clips(calibration, before, options.clips)
+    clips = read_clips(calibration, before, options.clips, options.exif)
     with writing(out, path.name) as draft:
         ranges = calibrate(path, {node.input[0] for node in nodes}, clips)
         graph = quantized(model, nodes, ranges, options.number_format, options.target)
@@ -157,7 +160,7 @@ def existing_quantized(
     if found is None or found.manifest is None:
         return None
     source, manifest = _source(engine), found.manifest
-    key = _key(source, read_clips(calibration, source.described(), options.clips), options)
+    key = _key(source, read_clips(calibration, source.described(), options.clips, options.exif), options)
     same = manifest.provenance.get("quantization", {}).get("key") == key
     return manifest if same and (gate is None or gate.has_measured(manifest.checks)) else None
 

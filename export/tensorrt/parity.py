@@ -59,7 +59,7 @@ def check_data(source: Manifest, profile: Profile, gate: ApGate) -> None:
     """
     gate.check_data(source.categories)
     only = profile.best if profile.least == profile.most else None  # smaller clips are padded to it
-    for video in open_source(gate.data).videos:
+    for video in open_source(gate.data, gate.exif).videos:
         frames = min(video.length or source.clip_frames, source.clip_frames)
         clip = FixedShape(1, frames, *input_size(*video.size, source.input, only))
         if not (profile.holds(clip) if only is None else frames <= only.frames):

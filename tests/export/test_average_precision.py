@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from pycocotools import mask as coco_mask
+from support.media_files import with_exif
 from support.toy_engine import CATEGORIES, COLOURS, write_toy_engine
 
 import mssts.export.average_precision
@@ -24,6 +25,7 @@ from mssts.errors import CheckFailed, MsstsError
 from mssts.export.average_precision import NOT_MEASURED, ApGate, Scored, ap_lines
 from mssts.export.existing import existing_export
 from mssts.export.options import ExportOptions
+from mssts.export.quantization.calibration import read_clips
 from mssts.files import sha256
 from mssts.manifest import Manifest
 from mssts.segmenters.local import LocalSegmenter
@@ -82,6 +84,27 @@ def test_the_ap_of_both_is_stored_and_shown(right, rectangles):
     (line,) = ap_lines(checks)
     ap = f"{100 * checks['ap']['onnx']:.2f}"
     assert f"AP on instances.json: {ap} in onnx, {ap} in plan; difference +0.00 (≥ -0.5); run by" in line
+
+
+def test_images_turned_by_exif_are_scored_as_is_said(right, tmp_path):
+    """Frames stored as they are annotated, with a tag that would turn them upside down."""
+    data = write_rectangles(tmp_path)
+    for frame in tmp_path.glob("*.png"):
+        frame.write_bytes(with_exif(frame.read_bytes(), 3))
+    with pytest.raises(MsstsError, match="has EXIF orientation 3"):
+        ApGate(data).check_data(CATEGORIES)
+    with pytest.raises(MsstsError, match="has EXIF orientation 3"):
+        read_clips(data, Manifest.read(right), 1)
+    models = Scored("onnx", right), Scored("plan", right, "onnxruntime")
+    found = {}
+    for exif in ("apply", "ignore"):
+        gate = ApGate(data, 1.0, exif)
+        gate.check_data(CATEGORIES)
+        checks, _ = gate.measure(*models, "")
+        assert gate.has_measured(checks) and not ApGate(data, 1.0).has_measured(checks)
+        found[exif] = checks["ap"]["onnx"], read_clips(data, Manifest.read(right), 1, exif)[0][0]
+    assert found["apply"][0] < 0.1 and found["ignore"][0] > 0.5
+    np.testing.assert_array_equal(found["apply"][1], found["ignore"][1][:, :, ::-1, ::-1])
 
 
 def test_the_gate_closes_on_an_engine_that_finds_less(right, wrong, rectangles):
@@ -174,7 +197,7 @@ def shapes(tmp_path_factory) -> Path:
 
 
 def fake_ap(pytorch: float, onnx_file: float):
-    def average_precision(segmenter: Any, _: Path) -> float:
+    def average_precision(segmenter: Any, *_: Any) -> float:
         return pytorch if segmenter.describe()["name"] == "pytorch" else onnx_file
 
     return average_precision
