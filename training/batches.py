@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mssts.data.clips import Clip, ClipSource
@@ -29,26 +28,32 @@ class Batch:
         """The number of instances of all its clips."""
         return sum(len(target.labels_n) for target in self.targets)
 
-    def padded(self, height: int, width: int) -> Batch:
-        """The same with more padding, so that it is as large as what other processes have of the batch."""
-        H, W = self.frames_BTHWC.shape[2:4]
-        if (height, width) == (H, W):
-            return self
-        right, below = width - W, height - H
-        targets = [replace(t, masks_nTHW=F.pad(t.masks_nTHW, (0, right, 0, below))) for t in self.targets]
-        return Batch(F.pad(self.frames_BTHWC, (0, 0, 0, right, 0, below)), self.sizes_B2, targets)
-
     def split(self, parts: int) -> list[Batch]:
-        """Parts of equally many clips."""
+        """Parts of equally many clips, each no larger than its own clips want it."""
         size = len(self.targets) // parts
-        cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
-        return [Batch(self.frames_BTHWC[cut], self.sizes_B2[cut], self.targets[cut]) for cut in cuts]
+        return [self._part(slice(i * size, (i + 1) * size)) for i in range(parts)]
+
+    def _part(self, cut: slice) -> Batch:
+        sizes_B2 = self.sizes_B2[cut]
+        H, W = (_padded(side) for side in sizes_B2.amax(0).tolist())
+        targets = [replace(t, masks_nTHW=t.masks_nTHW[:, :, :H, :W]) for t in self.targets[cut]]
+        return Batch(self.frames_BTHWC[cut, :, :H, :W], sizes_B2, targets)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        targets = [target.to(device) for target in self.targets]
+        frames, sizes = (x.to(device, non_blocking=True) for x in (self.frames_BTHWC, self.sizes_B2))
+        return Batch(frames, sizes, targets)
+
+
+def _padded(side: int) -> int:
+    return -(-side // _MULTIPLE) * _MULTIPLE
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
     """Pads clips to a common size. Their masks are padded alike; boxes stay fractions of the valid size."""
     sizes = [clip.frames_THWC.shape[1:3] for clip in clips]
-    H, W = (-(-max(side) // _MULTIPLE) * _MULTIPLE for side in zip(*sizes, strict=True))
+    H, W = (_padded(max(side)) for side in zip(*sizes, strict=True))
     T = len(clips[0].frames_THWC)
     frames = torch.zeros(len(clips), T, H, W, 3, dtype=torch.uint8)
     targets = []
@@ -97,7 +102,9 @@ def batches(
         _Epoch(clips, epoch),
         batch_sampler=groups,
         num_workers=workers,
-        collate_fn=collate,
+        # Workers return numpy arrays through pipes. Tensors would go through /dev/shm, of which Docker gives 64 MB: a
+        # worker that finds it full dies, and the loader waits for it.
+        collate_fn=list,
         generator=generator,  # or the loader would draw from the global one, and a resumed run once more often
     )
-    return iter(loader)
+    return map(collate, loader)
