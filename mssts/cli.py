@@ -7,6 +7,7 @@ an exit code or None for 0. Such a module imports nothing heavy at its top, so t
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     0 done, 1 a check failed, 2 bad input, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     arguments = parser().parse_args(argv)
     try:
         return int(arguments.run(arguments) or 0)

@@ -109,8 +109,11 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
         trainer.resume()
         say(f"resumed at step {trainer.step}")
     elif arguments.init is not None:
-        new = initialise(trainer.model, load_checkpoint(arguments.init, chosen.name))
-        say(f"started from {arguments.init}{_listed('not in it and new', new)}")
+        loaded = initialise(trainer.model, load_checkpoint(arguments.init, chosen.name), data.categories)
+        say(f"started from {arguments.init}{_listed('not in it and new', loaded.new)}")
+        if loaded.new_classes:
+            kept = ", ".join(loaded.kept_classes) or "none"
+            say(f"classifiers kept, by name: {kept}; new: {', '.join(loaded.new_classes)}")
     elif arguments.backbone_weights is not None:
         unused, new = load_backbone_weights(trainer.model, arguments.backbone_weights)
         listed = _listed("unused", unused) + _listed("not in it and new", new)

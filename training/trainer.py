@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mssts.categories import difference
 from mssts.data.clips import ClipSource
 from mssts.errors import MsstsError
 from mssts.files import atomic_path, write_json
 from mssts.manifest import Category
-from mssts.model.checkpoint import save_checkpoint
+from mssts.model.checkpoint import load_checkpoint, save_checkpoint
 from mssts.model.config import Preset
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.provenance import provenance
@@ -220,6 +221,7 @@ class Trainer:
             "seed": self.seed,
             "batch": self.config.batch,
             "accumulate": self.config.accumulate,
+            "categories": [[category.id, category.name] for category in self.categories],
             "processes": world_size(),
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
@@ -260,6 +262,16 @@ class Trainer:
             raise MsstsError(
                 f"{path}: was trained by {state.get('processes')} processes, not {world_size()}; start as many to go "
                 "on exactly, or pass --init with its checkpoint and another --out"
+            )
+        # A run of a version that did not save it has it in its checkpoint alone.
+        saved = state.get("categories") or [
+            [category.id, category.name] for category in load_checkpoint(self.out / MODEL_FILE).categories
+        ]
+        changed = difference(self.categories, [Category(*entry) for entry in saved])
+        if changed:
+            raise MsstsError(
+                f"{path}: was trained on other classes: the data now has them {changed}; go on with the former "
+                "data, or start with --init and another --out, which matches classes by name"
             )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])

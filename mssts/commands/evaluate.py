@@ -40,11 +40,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
+    from mssts.data.videos import read_youtube_vis_value
     from mssts.evaluation import evaluate, format_table
-    from mssts.prediction.results import merge_shards
+    from mssts.evaluation.average_precision import check_categories
+    from mssts.evaluation.tracks import read_video_set
+    from mssts.prediction.results import merge_shards, results_categories
 
     first = arguments.results[0]
     whole = len(arguments.results) == 1 and not first.absolute().parent.name.startswith("shard-")
+    if not whole:
+        known = read_video_set(read_youtube_vis_value(arguments.gt), arguments.gt)
+        check_categories(first, results_categories(first), known)
     metrics = evaluate(arguments.gt, first if whole else merge_shards(arguments.results))
     if arguments.out:
         files = {"ground_truth": str(arguments.gt), "results": [str(path) for path in arguments.results]}

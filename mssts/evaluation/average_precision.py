@@ -24,10 +24,14 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from mssts import masks
+from mssts.categories import disagreement
 from mssts.data.videos import read_youtube_vis_value
+from mssts.errors import MsstsError
 from mssts.evaluation.metrics import CategoryMetrics, Metrics
-from mssts.evaluation.tracks import GroundTruth, Track, read_ground_truth, read_predictions
+from mssts.evaluation.tracks import GroundTruth, Track, VideoSet, read_ground_truth, read_predictions
 from mssts.files import read_json
+from mssts.manifest import Category
+from mssts.prediction.results import results_categories
 
 _LARGEST_AREA = 1e5**2  # COCO's stand-in for infinity
 _AREA_RANGES = [[0, _LARGEST_AREA], [0, 128**2], [128**2, 256**2], [256**2, _LARGEST_AREA]]
@@ -44,6 +48,8 @@ def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | li
         MsstsError: a file or an entry is wrong; the message names it and the field.
     """
     truth = read_ground_truth(*_value_and_source(ground_truth, "ground truth", read_youtube_vis_value))
+    if isinstance(results, (Path, str)):
+        check_categories(Path(results), results_categories(Path(results)), truth)
     predictions, notes = read_predictions(*_value_and_source(results, "results", read_json), truth)
     evaluator = _TrackEvaluator(truth, predictions)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its steps on stdout
@@ -67,6 +73,25 @@ def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | li
         per_category=tuple(per_category), videos=len(truth.videos), objects=sum(objects.values()),
         predictions=len(predictions), notes=truth.notes + notes,
     )  # fmt: skip
+
+
+def check_categories(results: Path, written: Sequence[Category], known: VideoSet) -> None:
+    """Checks that results mean the classes of a set by its ids.
+
+    Args:
+        results: the file, for the message.
+        written: the categories that it was written in, which `mssts predict` leaves in the report beside it.
+        known: the set.
+
+    Raises:
+        MsstsError: an id stands for another class.
+    """
+    wrong = disagreement(written, known.categories)
+    if wrong:
+        raise MsstsError(
+            f"{results}: its category ids mean other classes than those of {known.source} ({wrong}); predict on that "
+            "file, so that its ids are written"
+        )
 
 
 def _value_and_source(value: Any, name: str, read: Callable[[Path | str], Any]) -> tuple[Any, Path]:

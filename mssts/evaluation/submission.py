@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mssts.data.fields import Field
 from mssts.data.videos import read_youtube_vis_value
 from mssts.errors import MsstsError
+from mssts.evaluation.average_precision import check_categories
 from mssts.evaluation.tracks import (
     VideoSet,
     read_entries,
@@ -29,7 +30,7 @@ from mssts.evaluation.tracks import (
     read_video_id,
     read_video_set,
 )
-from mssts.prediction.results import RESULTS
+from mssts.prediction.results import RESULTS, results_categories
 
 _MAX_SHOWN = 50
 _LARGE = 200 << 20  # bytes; servers and browsers differ, so this gives a note and not a problem
@@ -92,6 +93,8 @@ def check_submission(results: Path | str, videos: Path | str) -> SubmissionRepor
     predicted: set[int] = set()
     entries: list[Field] = []
     text = b""
+    with problems.collected():
+        check_categories(results, results_categories(results), known)
     with problems.collected():
         text = _read(results)
         entries = read_entries(_parse(text, results.name), Path(results.name))

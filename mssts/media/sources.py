@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from mssts.data.videos import read_videos
 from mssts.errors import MsstsError
+from mssts.manifest import Category
 from mssts.media.folders import READABLE, frame_paths
 from mssts.media.images import exif_tag, image_size, is_animated_png, size_text
 from mssts.media.orientation import Exif
@@ -24,10 +25,11 @@ _HEADER_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class VideoSource:
-    """What a path holds: one video, or those of a data set."""
+    """What a path holds: one video, or those of a data set with its categories."""
 
     path: Path
     videos: tuple[Video, ...]
+    categories: tuple[Category, ...] = ()
 
 
 def open_source(path: Path | str, exif: Exif | None = None) -> VideoSource:
@@ -52,7 +54,7 @@ def open_source(path: Path | str, exif: Exif | None = None) -> VideoSource:
         raise MsstsError(f"{path}: no such file; expected a video, a folder of images or the JSON of a data set")
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return VideoSource(path, _dataset_videos(path, exif))
+        return _dataset(path, exif)
     if suffix in READABLE and not _is_animated(path):
         return VideoSource(path, (_photo_video(path, exif or "apply"),))
     return VideoSource(path, (open_video_file(path),))
@@ -72,7 +74,7 @@ def _folder_video(folder: Path, exif: Exif) -> Video:
     return _images_video(1, folder.resolve().name, paths, _encoded_size(_read_image(paths[0]), paths[0], exif), exif)
 
 
-def _dataset_videos(path: Path, exif: Exif | None) -> tuple[Video, ...]:
+def _dataset(path: Path, exif: Exif | None) -> VideoSource:
     dataset = replace(read_videos(path), exif=exif)
     if not dataset.videos:
         raise MsstsError(f"{path}: videos is empty; expected at least one video")
@@ -81,7 +83,7 @@ def _dataset_videos(path: Path, exif: Exif | None) -> tuple[Video, ...]:
     names = ["_".join(PurePosixPath(video.file_names[0]).parent.parts) for video in dataset.videos]
     if "" in names or len(set(names)) < len(names):
         names = [f"video_{video.id}" for video in dataset.videos]
-    return tuple(
+    videos = tuple(
         _images_video(
             video.id,
             name,
@@ -91,6 +93,7 @@ def _dataset_videos(path: Path, exif: Exif | None) -> tuple[Video, ...]:
         )
         for video, name in zip(dataset.videos, names, strict=True)
     )
+    return VideoSource(path, videos, dataset.categories)
 
 
 def _images_video(identity: int, name: str, paths: Sequence[Path], size: tuple[int, int], exif: Exif) -> Video:

@@ -10,13 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mssts.categories import rows_by_name
 from mssts.errors import MsstsError
 from mssts.files import atomic_path, sha256
 from mssts.manifest import Category, Manifest
@@ -94,23 +95,50 @@ def load_weights(model: MSSTSVIS, weights: dict[str, Tensor], source: Path | str
     model.load_state_dict({**weights, **counters})
 
 
-def initialise(model: MSSTSVIS, checkpoint: Checkpoint) -> list[str]:
-    """Loads a checkpoint to train from. Returns the names it has no weights for, which stay as initialised.
+class Initialised(NamedTuple):
+    """What a checkpoint gave to a model that it was loaded into.
 
-    Those are the additions that are switched off in the checkpoint and on in the model, where they start as nothing;
-    and the classifiers if the checkpoint knows another number of classes. Everything else is loaded strictly.
+    Attributes:
+        new: names of the parameters that stay as initialised.
+        kept_classes: names of the classes whose classifier rows were taken.
+        new_classes: names of those whose rows stay as initialised.
+    """
+
+    new: list[str]
+    kept_classes: list[str]
+    new_classes: list[str]
+
+
+def initialise(model: MSSTSVIS, checkpoint: Checkpoint, categories: Sequence[Category]) -> Initialised:
+    """Loads a checkpoint to train from.
+
+    Parameters of switches that are off in the checkpoint and on in the model stay as initialised, where they have no
+    effect. Classifier rows are taken by the names of classes. Everything else is loaded strictly.
+
+    Args:
+        model: loaded in place.
+        checkpoint: ours or a released one.
+        categories: the classes of the model, by label.
 
     Raises:
-        MsstsError: the weights do not fit; the message names the first that does not.
+        MsstsError: the weights do not fit. The message names the first that does not.
     """
     own = model.state_dict()
     trained = checkpoint.preset.model
     common = replace(model.config, switches=trained.switches, split_own_linear=trained.split_own_linear)
     new = own.keys() - parameter_shapes(common).keys()
-    if trained.classes != model.config.classes:
-        new |= {name for name in own if name.startswith("class_embed.")}
-    load_weights(model, {**checkpoint.weights, **{name: own[name] for name in new}}, checkpoint.path)
-    return sorted(new)
+    rows = rows_by_name(categories, checkpoint.categories)
+    kept = [label for label, row in enumerate(rows) if row is not None]
+    weights = {**checkpoint.weights, **{name: own[name] for name in new}}
+    for name in own:
+        if name.startswith("class_embed.") and name in weights:
+            mixed = own[name].clone()
+            mixed[kept] = weights[name][[row for row in rows if row is not None]].to(mixed)
+            weights[name] = mixed
+    load_weights(model, weights, checkpoint.path)
+    names = [category.name for category in categories]
+    fresh = [name for label, name in enumerate(names) if rows[label] is None]
+    return Initialised(sorted(new), [names[label] for label in kept], fresh)
 
 
 def save_checkpoint(

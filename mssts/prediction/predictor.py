@@ -13,8 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from mssts.categories import map_by_name, warnings_of
 from mssts.errors import MsstsError
 from mssts.files import reason, write_json
+from mssts.manifest import Category
 from mssts.media.images import encode_jpeg
 from mssts.media.sources import VideoSource, open_source
 from mssts.media.video import Frame, Video, has_variable_rate
@@ -117,6 +119,8 @@ class PredictReport:
             A server's stages count what it did for others meanwhile.
         videos: one report a video.
         shard: as in `PredictOptions`.
+        categories: the classes of the results, in the ids that were written.
+        notes: for which classes results can hold nothing, a line each.
     """
 
     source: str
@@ -127,6 +131,8 @@ class PredictReport:
     stage_seconds: dict[str, float]
     videos: tuple[VideoReport, ...]
     shard: tuple[int, int]
+    categories: tuple[Category, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def frames_per_second(self) -> float:
@@ -139,8 +145,9 @@ class PredictReport:
         return self.clips / self.seconds
 
     def warnings(self) -> list[str]:
-        """The notes of all videos, a line each."""
-        return [f"warning: {video.name}: {note}" for video in self.videos for note in video.notes]
+        """All notes, a line each."""
+        notes = [f"warning: {note}" for note in self.notes]
+        return notes + [f"warning: {video.name}: {note}" for video in self.videos for note in video.notes]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value, with the rates."""
@@ -194,13 +201,17 @@ def predict(
         options: `PredictOptions()` if None.
         progress: show a progress bar if stderr is a terminal.
 
+    Results are in the categories of a data set, which are matched to the engine's by name.
+
     Raises:
-        MsstsError: a frame cannot be read, a clip was refused (a whole video that is more than a server takes is one),
-            or `out` cannot be written.
+        MsstsError: no class of the engine is in the data set, a frame cannot be read, a clip was refused (a whole video
+            that is more than a server takes is one), or `out` cannot be written.
     """
     options = options or PredictOptions()
     if not isinstance(source, VideoSource):
         source = open_source(source)
+    categories = segmenter.manifest.categories
+    mapped = map_by_name(categories, source.categories, str(source.path))
     part, parts = options.shard
     videos = source.videos[: options.max_videos][part::parts]
     lengths = [video.length for video in videos if video.length is not None]
@@ -217,9 +228,9 @@ def predict(
         for i, video in enumerate(videos):
             overlay = None
             if options.pictures is None or i < options.pictures:
-                overlay = Overlay(folder, video, segmenter.manifest.categories, options.score_threshold)
+                overlay = Overlay(folder, video, categories, options.score_threshold)
             tracks, video_report = _predict_video(video, segmenter, overlay, options, clock, bar)
-            entries += submission_entries(video.id, video.size, tracks, segmenter.manifest.categories)
+            entries += submission_entries(video.id, video.size, tracks, mapped.by_label)
             reports.append(video_report)
         seconds = time.perf_counter() - start - clock.seconds["render"]
         report = PredictReport(
@@ -231,6 +242,8 @@ def predict(
             stage_seconds=_split(clock.seconds, before, segmenter.stage_seconds()),
             videos=tuple(reports),
             shard=options.shard,
+            categories=tuple(category for category in mapped.by_label if category is not None),
+            notes=tuple(warnings_of(mapped, str(source.path))),
         )
         write_submission(folder / RESULTS, entries)
         if options.archive:

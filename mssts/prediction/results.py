@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mssts import masks
+from mssts.categories import read_categories
 from mssts.errors import MsstsError
 from mssts.files import atomic_path, read_json, write_text
 from mssts.manifest import Category
@@ -19,18 +20,28 @@ RESULTS = "results.json"  # the name that the benchmark's server looks for in an
 
 
 def submission_entries(
-    video_id: int, size: tuple[int, int], tracks: Iterable[Track], categories: Sequence[Category]
+    video_id: int, size: tuple[int, int], tracks: Iterable[Track], categories: Sequence[Category | None]
 ) -> list[dict[str, Any]]:
-    """The entries of one video: one a track, its masks as COCO run lengths of `size` (height, width) or null."""
+    """The entries of one video, one for each track of a class that has a category.
+
+    Masks are COCO run lengths of `size` (height, width) or null. `categories` are by label.
+    """
     return [
         {
             "video_id": video_id,
-            "category_id": categories[track.label].id,
+            "category_id": category.id,
             "score": track.score,
             "segmentations": [masks.to_json(rle, size) for rle in track.rles],
         }
         for track in tracks
+        if (category := categories[track.label]) is not None
     ]
+
+
+def results_categories(results: Path) -> tuple[Category, ...]:
+    """The categories that results were written in, from the `report.json` beside them, empty if there is none."""
+    report = results.parent / REPORT
+    return read_categories(read_json(report)) if report.is_file() else ()
 
 
 def write_submission(path: Path | str, entries: Sequence[dict[str, Any]]) -> None:

@@ -273,19 +273,26 @@ def test_training_starts_from_the_baseline_with_additions_that_do_nothing_yet(tm
     baseline, checkpoint = saved(tmp_path / "x.safetensors", BASELINE)
     torch.manual_seed(2)
     full = MSSTSVIS(SMALL)
-    new = initialise(full, checkpoint)
+    new, kept, fresh = initialise(full, checkpoint, checkpoint.categories)
+    assert (len(kept), fresh) == (len(checkpoint.categories), [])
     assert set(new) == full.state_dict().keys() - baseline.state_dict().keys()
     assert all(".split." in name or ".temporal." in name for name in new)
     for a, b in zip(outputs(baseline), outputs(full), strict=True):
         assert torch.equal(a, b)
 
 
-def test_training_on_other_classes_starts_with_new_classifiers(tmp_path):
+def test_training_on_other_classes_keeps_classifier_rows_by_name(tmp_path):
     baseline, checkpoint = saved(tmp_path / "x.safetensors", BASELINE)
+    second, first = checkpoint.categories[1], checkpoint.categories[0]
+    table = (Category(5, second.name.upper()), Category(6, "teapot"), Category(9, first.name))
     other = MSSTSVIS(replace(SMALL, switches=BASELINE, classes=3))
-    classifiers = {name: x.clone() for name, x in other.state_dict().items() if name.startswith("class_embed.")}
-    assert initialise(other, checkpoint) == sorted(classifiers)
-    assert all(torch.equal(other.state_dict()[name], x) for name, x in classifiers.items())
+    before = {name: x.clone() for name, x in other.state_dict().items() if name.startswith("class_embed.")}
+    loaded = initialise(other, checkpoint, table)
+    assert loaded == ([], [table[0].name, table[2].name], ["teapot"])
+    for name, x in before.items():
+        after, trained = other.state_dict()[name], checkpoint.weights[name]
+        assert torch.equal(after[0], trained[1]) and torch.equal(after[2], trained[0])
+        assert torch.equal(after[1], x[1])
     assert torch.equal(outputs(baseline)[1], outputs(other)[1])
 
 
@@ -294,6 +301,6 @@ def test_only_what_the_checkpoint_was_made_without_may_be_missing(tmp_path):
     weights = dict(checkpoint.weights)
     del weights["decoder.layers.1.temporal.out.bias"]
     with pytest.raises(MsstsError, match=r"decoder\.layers\.1\.temporal\.out\.bias is missing"):
-        initialise(MSSTSVIS(SMALL), replace(checkpoint, weights=weights))
+        initialise(MSSTSVIS(SMALL), replace(checkpoint, weights=weights), checkpoint.categories)
     with pytest.raises(MsstsError, match=r"decoder\.layers\.1\.temporal\..* expected not to be there"):
-        initialise(MSSTSVIS(replace(SMALL, switches=BASELINE)), checkpoint)
+        initialise(MSSTSVIS(replace(SMALL, switches=BASELINE)), checkpoint, checkpoint.categories)

@@ -15,6 +15,7 @@ from mssts.data.clips import Clip, ClipDataset, ClipTransform
 from mssts.data.moving_shapes import CATEGORIES, MovingShapesConfig, write_dataset
 from mssts.data.youtube_vis import read_youtube_vis
 from mssts.errors import MsstsError
+from mssts.manifest import Category
 from mssts.model.checkpoint import load_checkpoint, save_checkpoint
 from mssts.model.config import BASELINE, Preset, tiny
 from mssts.model.mssts_vis import MSSTSVIS
@@ -325,6 +326,24 @@ def test_resuming_what_does_not_fit_is_refused(shapes, tmp_path):
     (tmp_path / STATE_FILE).write_bytes(b"torn")
     with pytest.raises(MsstsError, match="cannot be read"):
         run.resume()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (tuple(reversed(CATEGORIES)), "in another order (class 0 is ring, was disc)"),
+        ((*CATEGORIES, Category(6, "hexagon")), "with hexagon"),
+        ((*CATEGORIES[:4], Category(5, "torus")), "without ring and with torus"),
+        ((*CATEGORIES[:4], Category(7, "ring")), "with other ids (ring is 7, was 5)"),
+    ],
+)
+def test_resuming_on_another_table_of_classes_is_refused(shapes, tmp_path, table, said):
+    trainer(shapes, tmp_path).save()
+    other = trainer(shapes, tmp_path, PRESET.with_classes(len(table)))
+    other.categories = table
+    with pytest.raises(MsstsError) as error:
+        other.resume()
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
