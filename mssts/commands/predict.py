@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, metavar="N", help="draw only the first N videos, 0 for none")
     parser.add_argument(
         "--whole-video", action="store_true",
-        help="each video as one clip, as in the paper (memory grows with its length; default: overlapping windows)",
+        help="each video as one clip, as released (memory grows with its length; default: overlapping windows)",
     )  # fmt: skip
     parser.add_argument(
         "--as-released", action="store_true",
