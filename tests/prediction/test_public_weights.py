@@ -76,10 +76,6 @@ def test_as_released_is_what_the_released_code_writes(released, video, tmp_path)
     assert (tmp_path / "out" / f"{video.name}.mp4").is_file()
 
 
-def test_the_names_of_the_classes_come_with_the_weights(released, video, tmp_path):
+def test_the_names_of_the_classes_come_with_the_weights(released):
     with mssts.load(released) as segmenter:
-        names = [category.name for category in segmenter.manifest.categories]
-        found = segmenter.segment([path.read_bytes() for path in sorted(video.iterdir())])
-    assert names[1:41] == list(YOUTUBE_VIS_2019)
-    assert found.names == [names[label] for label in found.labels]
-    assert found.masks().shape == (10, LENGTH, HEIGHT, WIDTH)
+        assert [category.name for category in segmenter.manifest.categories[1:41]] == list(YOUTUBE_VIS_2019)
