@@ -9,21 +9,23 @@ from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
-LIBRARIES = Path(__file__).resolve().parent / "mssts" / "lib"
+ROOT = Path(__file__).resolve().parent
 
 
 class DistributionWithKernels(Distribution):
     """Belongs to this platform where kernels were built, as if they were extension modules."""
 
     def has_ext_modules(self) -> bool:
-        return any(LIBRARIES.glob("*.so"))
+        return any((ROOT / "mssts" / "lib").glob("*.so"))
 
 
 class BuildWithoutLeftovers(build_py):
-    """Drops libraries that an earlier build left in `build/`: the wheel holds those of `mssts/lib` alone."""
+    """Drops what an earlier build left in `build/lib*`, such as modules since moved: all of it would be packed."""
 
     def run(self) -> None:
-        shutil.rmtree(Path(self.build_lib) / "mssts" / "lib", ignore_errors=True)
+        leftovers = Path(self.build_lib).resolve()
+        if leftovers.parent == ROOT / "build":  # not a folder of the user's, which --build-lib may name
+            shutil.rmtree(leftovers, ignore_errors=True)
         super().run()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-HELP = "measure: fps (whole engines), kernels (the two ops), switches (what each of the paper's additions costs)"
+HELP = "measure: fps (whole engines), kernels (the two ops), switches (what each of the model's switches costs)"
 
 BENCHMARKS = {
     "fps": "mssts.bench.fps.command",

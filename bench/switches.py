@@ -14,7 +14,7 @@ from mssts.files import write_json
 from mssts.model.config import BASELINE, Preset, Switches, preset
 from mssts.provenance import provenance
 
-HELP = "parameters and time of each of the paper's additions"
+HELP = "parameters and time of each of the model's switches"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

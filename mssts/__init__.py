@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mssts.segmenters import load
     from mssts.segmenters.base import Instances, Segmenter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Instances", "MsstsError", "Segmenter", "__version__", "evaluate", "load", "predict"]
 

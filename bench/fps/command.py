@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="trained weights instead; its switches are what they are")
     parser.add_argument("--runners", default=_ALL, metavar="A,B", help="default: %(default)s")
     parser.add_argument(
-        "--switches", default="baseline", metavar="A,B", help="baseline, all or both: the paper's additions"
+        "--switches", default="baseline", metavar="A,B", help="baseline, all or both: the model's switches, off or on"
     )
     parser.add_argument(
         "--precision", default="fp32", metavar="A,B", help="fp32, tf32, fp16, bf16 (default: %(default)s)"

@@ -60,7 +60,7 @@ class ReleasedEngine(nn.Module):
         super().__init__()
         switches = model.config.switches
         if switches.intra_scale or switches.inter_scale or switches.temporal_decoder:
-            raise MsstsError("the released code has none of the paper's additions; measure it with --switches baseline")
+            raise MsstsError("the released code has none of the switches' parts; measure it with --switches baseline")
         self.model = model.float()
         self.top_k = top_k
 

@@ -10,17 +10,21 @@ import argparse
 import os
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mssts
 from mssts.commands import run_command
+from mssts.errors import MsstsError
 from mssts.files import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
     from mssts.evaluation.metrics import Metrics
+    from mssts.manifest import Category
     from mssts.media.sources import VideoSource
     from mssts.prediction.predictor import PredictReport
 
@@ -33,6 +37,10 @@ VIDEOS = 40
 PICTURES = 6  # of the videos, the first so many are drawn
 SHEET = "contact_sheet.png"
 _SHEET_COLUMNS = 4
+_FIVE_SHAPES = (
+    "the shipped checkpoint knows five geometric shapes only; for real objects take public weights "
+    "(docs/public-weights.md): make demo CHECKPOINT=released.pth VIDEO=…"
+)
 _SHEET_IMAGE_WIDTH = 480
 
 
@@ -42,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("runs/demo"), help="where everything goes (default: %(default)s)"
     )
     parser.add_argument("--video", type=Path, help="a video of yours instead of MovingShapes; then there is no AP")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="instead of the shipped one")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=CHECKPOINT,
+        help="instead of the shipped one, which knows five shapes: yours, or public weights (docs/public-weights.md)",
+    )  # fmt: skip
     parser.add_argument("--videos", type=int, default=VIDEOS, help="held-out videos (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the held-out videos (default: %(default)s)")
 
@@ -58,7 +69,16 @@ def run(arguments: argparse.Namespace) -> int:
     from mssts.serving.server import TritonServer
 
     out, engine = arguments.out, arguments.out / "engine"
+    if not arguments.checkpoint.is_file():
+        raise MsstsError(
+            f"{arguments.checkpoint}: no such file; expected a checkpoint, such as the shipped {CHECKPOINT}"
+        )
     if arguments.video is None:
+        if arguments.checkpoint.suffix == ".pth":
+            raise MsstsError(
+                f"{arguments.checkpoint}: a released checkpoint knows none of the shapes of MovingShapes; pass --video "
+                "(make: VIDEO=) with a video of yours"
+            )
         data = out / f"shapes_{arguments.videos}_seed{arguments.seed}"
         source_path = data / "instances.json"
         _say(1, f"{arguments.videos} held-out MovingShapes videos")
@@ -102,9 +122,24 @@ def run(arguments: argparse.Namespace) -> int:
     write_json(out / REPORT, report)
     _write_sheet(predicted, out)
     _table(predicted, metrics, latency, out)
+    if arguments.video is not None:
+        print(f"found     {_found(out / RESULTS, manifest.categories)}")
+        if arguments.checkpoint == CHECKPOINT:
+            print(f"note      {_FIVE_SHAPES}")
     for line in predicted.warnings():
         print(line, file=sys.stderr)
     return 0
+
+
+def _found(results: Path, categories: Sequence[Category]) -> str:
+    """How many tracks of which classes are drawn, such as `2 person, 1 dog`."""
+    from mssts.prediction.predictor import PredictOptions
+
+    threshold = PredictOptions().score_threshold
+    names = {category.id: category.name for category in categories}
+    drawn = Counter(names[entry["category_id"]] for entry in read_json(results) if entry["score"] >= threshold)
+    counts = ", ".join(f"{count} {name}" for name, count in drawn.most_common())
+    return f"{counts or 'nothing'} (tracks with a score of at least {threshold})"
 
 
 def _first_clip(source: VideoSource, frames: int) -> np.ndarray | list[bytes]:

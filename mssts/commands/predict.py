@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, metavar="N", help="draw only the first N videos, 0 for none")
     parser.add_argument(
         "--whole-video", action="store_true",
-        help="each video as one clip, as in the paper (memory grows with its length; default: overlapping windows)",
+        help="each video as one clip, as released (memory grows with its length; default: overlapping windows)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--as-released", action="store_true",
+        help="for comparisons with published AP: --whole-video, and frames resized as the released inference.py does",
     )  # fmt: skip
     parser.add_argument(
         "--zip", dest="archive", action="store_true", help="write results.zip too, for the evaluation server"
@@ -69,12 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
         shard=shard,
         pictures=arguments.pictures,
         transfer=arguments.transfer,
-        whole_video=arguments.whole_video,
+        whole_video=arguments.whole_video or arguments.as_released,
         archive=arguments.archive,
     )
     source = open_source(arguments.source, arguments.exif)
     target = "grpc://" + arguments.url.removeprefix("grpc://") if arguments.url else arguments.model
-    with load(target, runner=arguments.runner) as segmenter:
+    with load(target, runner=arguments.runner, as_released=arguments.as_released) as segmenter:
         report = predict(source, segmenter, out, options)
     _print_summary(report, out, arguments.archive)
     for line in report.warnings():

@@ -11,7 +11,10 @@ from mssts.manifest import InputRule
 
 @dataclass(frozen=True)
 class Switches:
-    """The paper's four additions to the released baseline; with all off, the model *is* that baseline."""
+    """The four parts that the released code lacks, reconstructed from the paper's Figure 2.
+
+    With all off, the model *is* the released baseline.
+    """
 
     intra_scale: bool = True  # Figure 2c
     inter_scale: bool = True  # Figure 2d
@@ -66,21 +69,22 @@ class Preset:
 
 
 def mssts_r50() -> Preset:
-    """The paper's ResNet-50 model (Table 1): 256 channels, 6+6 layers, 300 queries, clips of 5 frames at 360×640.
+    """ResNet-50 in the released configuration, with the four switches on.
 
-    42 classes, as released: labels are YouTube-VIS' category ids 1 to 40, and 0 and 41 are not used.
+    256 channels, 6+6 layers, 300 queries, clips of 5 frames, and 42 classes: labels are YouTube-VIS' category ids 1 to
+    40, and 0 and 41 are not used.
     """
     model = ModelConfig(classes=42)
     return Preset("mssts_r50", model, InputRule(360, 640), clip_frames=5, clip_overlap=2, top_k=10)
 
 
 def mssts_r50_ablation() -> Preset:
-    """The same model trained as the paper's ablations were: on YouTube-VIS alone, with an earlier drop."""
+    """The same model, for the released ablation's recipe: YouTube-VIS alone, with an earlier drop."""
     return replace(mssts_r50(), name="mssts_r50_ablation")
 
 
 def mssts_r101() -> Preset:
-    """The paper's ResNet-101 model."""
+    """The released configuration with ResNet-101."""
     return _with_backbone("mssts_r101", "resnet101")
 
 
@@ -90,7 +94,7 @@ def mssts_x101() -> Preset:
 
 
 def mssts_swin_l() -> Preset:
-    """The paper's Swin-L model: ImageNet-22k's backbone with windows of 12×12 tokens."""
+    """The released configuration with Swin-L, ImageNet-22k's backbone with windows of 12×12 tokens."""
     return _with_backbone("mssts_swin_l", "swin_l_p4w12")
 
 

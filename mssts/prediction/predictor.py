@@ -48,7 +48,7 @@ class PredictOptions:
         pictures: of how many videos, the first ones, pictures are written; of all if None.
         transfer: what the segmenter is sent. `auto`: the file's own bytes where frames are JPEG or PNG files, else raw
             pixels; `jpeg`: as `auto`, but raw pixels are encoded first (fewer bytes, slightly other pixels); `raw`.
-        whole_video: each video is one clip, as in the paper and the released `inference.py`; nothing is linked. All its
+        whole_video: each video is one clip, as in the released `inference.py`; nothing is linked. All its
             frames, and what the model computes of them, are held at once.
         archive: write `results.zip` too, which the benchmark's server takes.
     """

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mssts.errors import MsstsError
+
 if TYPE_CHECKING:
     from mssts.segmenters.base import Segmenter
 
 
-def load(target: Path | str, *, threads: int | None = None, runner: str = "auto") -> Segmenter:
+def load(
+    target: Path | str, *, threads: int | None = None, runner: str = "auto", as_released: bool = False
+) -> Segmenter:
     """Opens a segmenter, to be used in a `with` block or closed.
 
     Args:
@@ -17,15 +21,21 @@ def load(target: Path | str, *, threads: int | None = None, runner: str = "auto"
             `grpc://host:port`.
         threads: cores that a local engine uses, all that this process may use if None.
         runner: what runs a local engine, one of `mssts.runners.RUNNERS`.
+        as_released: resize frames and masks as the released `inference.py` does; for a local engine only.
 
     Raises:
-        MsstsError: the engine is absent or broken, or no server answers at that address.
+        MsstsError: the engine is absent or broken, no server answers at that address, or `as_released` was asked of a
+            server.
     """
     # Imported here: a client has no engine library, and a local engine needs no gRPC.
     if str(target).startswith("grpc://"):
+        if as_released:
+            raise MsstsError(
+                f"{target}: a server resizes frames itself, not as released; load the checkpoint or the export here"
+            )
         from mssts.segmenters.triton import TritonSegmenter
 
         return TritonSegmenter(str(target))
     from mssts.segmenters.local import LocalSegmenter
 
-    return LocalSegmenter(target, threads, runner)
+    return LocalSegmenter(target, threads, runner, as_released=as_released)

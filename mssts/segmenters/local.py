@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from mssts.contract import LIMITS, Limits
+from mssts.errors import MsstsError
 from mssts.manifest import Manifest
 from mssts.runners import load_engine
+from mssts.segmenters.as_released import mask_extent, released_input
 from mssts.segmenters.base import Instances, Segmenter
 from mssts.segmenters.postprocessing import to_instances
 from mssts.segmenters.preprocessing import decode_frames, engine_input
@@ -31,13 +33,24 @@ class LocalSegmenter(Segmenter):
         model: the folder or file of an export or plan, or a checkpoint, which needs torch.
         threads: cores the engine uses, all this process may use if None.
         runner: what runs the engine, one of `mssts.runners.RUNNERS`.
+        as_released: resize frames and masks as the released `inference.py` does, see `mssts.segmenters.as_released`.
 
     Raises:
-        MsstsError: the engine, its manifest or the checkpoint is absent or broken.
+        MsstsError: the engine, its manifest or the checkpoint is absent or broken, or it takes only one shape, which
+            `as_released` has no use for.
     """
 
-    def __init__(self, model: Path | str, threads: int | None = None, runner: str = "auto") -> None:
+    def __init__(
+        self, model: Path | str, threads: int | None = None, runner: str = "auto", *, as_released: bool = False
+    ) -> None:
         self._runner, self._manifest = load_engine(model, threads, runner)
+        self._as_released = as_released
+        if as_released and self._manifest.shape is not None:
+            self._runner.close()
+            raise MsstsError(
+                f"{model}: takes {self._manifest.shape} only, and --as-released needs any shape; export it without "
+                "--shape, or pass the checkpoint"
+            )
         self._seconds = {"decode": 0.0, "engine": 0.0, "postprocess": 0.0}
 
     @property
@@ -52,7 +65,7 @@ class LocalSegmenter(Segmenter):
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, precision and active kernels."""
-        return self._runner.describe()
+        return {**self._runner.describe(), **({"as_released": True} if self._as_released else {})}
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds in `decode` (decoding and resizing), `engine` and `postprocess`, as a server's stages are named."""
@@ -63,12 +76,16 @@ class LocalSegmenter(Segmenter):
         with self._timed("decode"):
             if not isinstance(frames_THWC, np.ndarray):
                 frames_THWC = decode_frames(frames_THWC, _LIMITS)
-            frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self._manifest.input, _LIMITS, self._manifest.shape)
+            if self._as_released:
+                frames_BTHWC, sizes_B2 = released_input(frames_THWC, self._manifest.input.short_edge, _LIMITS)
+            else:
+                frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self._manifest.input, _LIMITS, self._manifest.shape)
         with self._timed("engine"):
             output = self._runner.infer(frames_BTHWC, sizes_B2)
         with self._timed("postprocess"):
             height, width = frames_THWC.shape[1:3]
-            found = to_instances(output, sizes_B2, (height, width), score_threshold)
+            masked_B2 = mask_extent(sizes_B2) if self._as_released else sizes_B2
+            found = to_instances(output, masked_B2, (height, width), score_threshold)
             return replace(found, categories=self._manifest.categories)
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def decode_frames(encoded: Sequence[bytes], limits: Limits = LIMITS) -> np.ndarr
                 f"frame {index} is {size_text(sizes[index])} but frame 0 is {size_text(sizes[0])}; "
                 "all frames of a clip must be of one size"
             )
-    _check_pixels(len(encoded), *sizes[0], limits)
+    check_pixels(len(encoded), *sizes[0], limits)
     frames_THWC = np.empty((len(encoded), *sizes[0], 3), np.uint8)
     for index, frame in enumerate(encoded):
         try:
@@ -69,7 +69,7 @@ def check_clip(frames_THWC: np.ndarray, limits: Limits = LIMITS) -> None:
     _check_count(frames, limits)
     if height < 1 or width < 1:
         raise MsstsError(f"a clip's frames must have pixels, not {size_text((height, width))}")
-    _check_pixels(frames, height, width, limits)
+    check_pixels(frames, height, width, limits)
 
 
 def _check_count(frames: int, limits: Limits) -> None:
@@ -77,7 +77,12 @@ def _check_count(frames: int, limits: Limits) -> None:
         raise MsstsError(f"a clip must have 1 to {limits.frames} frames, not {frames}; cut a longer video into windows")
 
 
-def _check_pixels(frames: int, height: int, width: int, limits: Limits) -> None:
+def check_pixels(frames: int, height: int, width: int, limits: Limits) -> None:
+    """Checks the size of one frame and of all frames of a clip against `limits`.
+
+    Raises:
+        MsstsError: one of them is over its limit.
+    """
     if height * width > limits.pixels:
         raise MsstsError(
             f"frames of {size_text((height, width))} are over the limit of {limits.pixels} pixels; send smaller frames"

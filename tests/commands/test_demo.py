@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from support.released_weights import golden_keys, write_released
 
 from mssts.commands.demo import CHECKPOINT, HELD_OUT_SEED, VIDEOS
+from mssts.data.youtube_vis_classes import YOUTUBE_VIS_2019
 from mssts.model.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.server,
@@ -88,6 +94,8 @@ def test_a_video_of_ones_own_has_pictures_and_no_ap(finished):
     report = json.loads((out.parent / "own" / "report.json").read_text())
     assert "ap" not in report
     assert report["frames"] == 12
+    assert re.search(r"^found +\d+ \w+.* \(tracks with a score of at least 0\.3\)$", done.stdout, re.M)
+    assert "five geometric shapes only" in done.stdout
     assert (out.parent / "own" / "contact_sheet.png").is_file()
 
 
@@ -97,6 +105,46 @@ def test_a_wrong_path_is_one_line_before_anything_long_starts(tmp_path):
     assert done.stderr.count("\n") == 1
     assert "nothing.mp4" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("absent.pth", "no such file; expected a checkpoint"), ("released.pth", "pass --video")]
+)
+def test_a_checkpoint_that_cannot_do_is_one_line_before_anything_long_starts(tmp_path, file, message):
+    (tmp_path / "released.pth").touch()
+    done = demo(tmp_path / "run", "--checkpoint", str(tmp_path / file))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_passes_checkpoint_and_video_on():
+    command = ["make", "--dry-run", "demo", "CHECKPOINT=my weights.pth", "VIDEO=a clip.mp4"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1].endswith('mssts demo --checkpoint "my weights.pth" --video "a clip.mp4"')
+
+
+@pytest.mark.long
+def test_released_weights_on_a_video_of_ones_own(finished, tmp_path):
+    """R50 of the released form, all layers and queries. Two minutes."""
+    checkpoint = write_released(tmp_path / "released.pth", golden_keys())
+    done = demo(tmp_path / "run", "--checkpoint", str(checkpoint), "--video", str(finished[0] / "00000.mp4"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["parity"]["holds"] is True
+    assert report["frames"] == 12
+    assert "ap" not in report
+    manifest = json.loads((tmp_path / "run" / "engine" / "manifest.json").read_text())
+    assert manifest["preset"] == "mssts_r50"
+    entries = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert entries and {len(entry["segmentations"]) for entry in entries} == {12}
+    assert (tmp_path / "run" / "00000.mp4").is_file()
+    found = re.search(r"^found +(.*) \(tracks", done.stdout, re.M)
+    assert found is not None
+    assert {name.split(maxsplit=1)[1] for name in found[1].split(", ")} <= {*YOUTUBE_VIS_2019, "unused_0", "unused_41"}
+    assert "five geometric shapes" not in done.stdout
 
 
 def test_ctrl_c_leaves_no_server(finished, tmp_path):

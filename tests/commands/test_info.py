@@ -1,4 +1,4 @@
-"""`mssts info` and how libraries are found: what works here, from where, why not the rest; and wheels of both kinds."""
+"""`mssts info` and how libraries are found: what works here, from where, and why not the rest."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -228,71 +226,3 @@ def test_a_file_that_cannot_be_written_is_one_line(libraries, reported, tmp_path
     (tmp_path / "info.json").mkdir()
     with pytest.raises(MsstsError, match="is a folder; expected the name of a file"):
         reported()
-
-
-# ----------------------------------------------------------------------------------------------------------- wheels
-
-
-def build_wheel(source: Path, out: Path) -> Path:
-    """The wheel of a source tree; without the network where setuptools is installed, as pip says."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
-    offline = subprocess.run(
-        [*command, "--no-build-isolation", "--no-index"], capture_output=True, text=True, check=False
-    )
-    if offline.returncode:
-        isolated = subprocess.run(command, capture_output=True, text=True, check=False)
-        if isolated.returncode:
-            pytest.skip(f"neither setuptools 77 here nor a package index: {isolated.stderr.strip().splitlines()[-1:]}")
-    (wheel,) = out.glob("*.whl")
-    return wheel
-
-
-def installed_info(wheel: Path, folder: Path) -> tuple[dict[str, Any], str]:
-    """What `mssts info` says in a new environment that holds this wheel and nothing else."""
-    venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, str(wheel)], check=True)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MSSTS_LIBRARIES")}
-    command = [folder / "bin" / "mssts", "info", "--json", folder / "info.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=folder)
-    return json.loads((folder / "info.json").read_text()), done.stdout
-
-
-@pytest.mark.slow
-def test_wheels_with_and_without_libraries(tmp_path):
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    for folder in ("mssts", "training", "export", "bench"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
-    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source / file)
-
-    def with_library(content: Path | None) -> None:
-        shutil.rmtree(source / "mssts" / "lib", ignore_errors=True)
-        if content is not None:
-            (source / "mssts" / "lib").mkdir()
-            shutil.copy(content, source / "mssts" / "lib" / "libmssts_cpu.so")
-
-    # Any file does for a library: what is asked is that it is packed, found and judged.
-    not_a_library = tmp_path / "text"
-    not_a_library.write_text("no library")
-    with_library(BUILT.path if not BUILT.reason else not_a_library)
-    wheel = build_wheel(source, tmp_path / "with")
-    machine = os.uname().machine
-    assert wheel.name.endswith(f"-py3-none-linux_{machine}.whl")
-    assert "mssts/lib/libmssts_cpu.so" in zipfile.ZipFile(wheel).namelist()
-    found, printed = installed_info(wheel, tmp_path / "environment with")
-    entry = found["kernels"]["PyTorch, CPU"]
-    assert Path(entry["path"]).is_relative_to(tmp_path / "environment with")
-    expected = "cannot be loaded (" if BUILT.reason else "but PyTorch is not installed"
-    assert expected in entry["detail"]
-    assert "PyTorch, CPU" in printed
-
-    # From the same tree, where the first build left its own copies.
-    with_library(None)
-    wheel = build_wheel(source, tmp_path / "without")
-    assert wheel.name.endswith("-py3-none-any.whl")
-    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
-    found, _ = installed_info(wheel, tmp_path / "environment without")
-    assert "no libmssts_cpu.so in" in found["kernels"]["PyTorch, CPU"]["detail"]
