@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from support.toy_engine import write_toy_engine
+from support.toy_engine import CATEGORIES, write_toy_engine
 
 from mssts.cli import main
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
@@ -219,9 +219,19 @@ def test_an_absent_file_is_an_error_and_no_verdict(
     assert "absent.json: no such file" in capsys.readouterr().err
 
 
+def write_shapes_in_colours(folder: Path, videos: int, length: int) -> None:
+    """MovingShapes whose first classes have the names of the toy engine's."""
+    write_dataset(folder, videos, 0, MovingShapesConfig(width=64, height=48, length=length), progress=False)
+    path = folder / "instances.json"
+    content = json.loads(path.read_text())
+    for category, colour in zip(content["categories"], CATEGORIES, strict=False):
+        category["name"] = colour.name
+    path.write_text(json.dumps(content))
+
+
 def test_shards_of_a_data_set_are_scored_as_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, engine = tmp_path / "data", tmp_path / "engine"
-    write_dataset(data, 5, 0, MovingShapesConfig(width=64, height=48, length=3), progress=False)
+    write_shapes_in_colours(data, 5, 3)
     write_toy_engine(engine)
     truth = str(data / "instances.json")
 
@@ -251,7 +261,7 @@ def test_torchrun_tells_each_process_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, engine = tmp_path / "data", tmp_path / "engine"
-    write_dataset(data, 3, 0, MovingShapesConfig(width=64, height=48, length=2), progress=False)
+    write_shapes_in_colours(data, 3, 2)
     write_toy_engine(engine)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")

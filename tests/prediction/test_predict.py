@@ -24,6 +24,7 @@ from mssts.evaluation import evaluate
 from mssts.manifest import Manifest
 from mssts.media.sources import Frame, VideoSource, open_source
 from mssts.prediction.predictor import PredictOptions, predict
+from mssts.runners import load_runner
 from mssts.segmenters.base import Instances, Segmenter
 from mssts.segmenters.local import LocalSegmenter
 from mssts.segmenters.preprocessing import decode_frames
@@ -315,13 +316,13 @@ def _bad_command(case: str, folder: Path, engine: Path) -> tuple[list[object], s
         return [good, "--model", folder / "nothing.onnx"], "nothing.onnx: no such file"
     if case == "broken engine":
         (folder / "broken.onnx").write_bytes((engine / "model.onnx").read_bytes()[:500])
-        return [good, "--model", folder / "broken.onnx"], "export the model again"
+        return [good, "--model", folder / "broken.onnx"], "export it again"
     if case == "edited engine":
         for name in ("model.onnx", "manifest.json"):
             (folder / name).write_bytes((engine / name).read_bytes())
         with (folder / "model.onnx").open("ab") as file:
             file.write(b"\0")
-        return [good, "--model", folder / "model.onnx"], "export the model again"
+        return [good, "--model", folder / "model.onnx"], "export it again"
     if case == "no server":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -381,7 +382,7 @@ def test_an_engine_of_other_tensors_is_refused(engine: Path, tmp_path: Path, run
     model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(MsstsError, match=r"sizes int64 of rank 2; expected .* sizes int32 of rank 2"):
-        LocalSegmenter(tmp_path / "model.onnx", runner=runner)
+        load_runner(tmp_path / "model.onnx", runner=runner)
 
 
 def test_a_long_video_of_a_cameras_codec_runs_to_its_end(engine: Path, tmp_path: Path) -> None:
