@@ -89,3 +89,19 @@ def has_variable_rate(times: Sequence[float]) -> bool:
     """Whether the frames of a video, shown at these seconds, follow one another at unequal intervals."""
     intervals = np.diff(times)
     return bool(len(intervals) and np.abs(intervals - np.median(intervals)).max() > _JITTER_SECONDS)
+
+
+def gaps_in(times: Sequence[float]) -> dict[int, int]:
+    """Where frames are missing of a video that is shown at these seconds: how many, by the index of the frame before.
+
+    Nothing is missing of a video whose rate varies by nature: gaps are few, and all other intervals equal.
+    """
+    intervals = np.diff(times)
+    if len(intervals) < 2 or np.median(intervals) <= _JITTER_SECONDS:
+        return {}
+    steps = np.rint(intervals / np.median(intervals))
+    on_grid = np.abs(intervals - steps * np.median(intervals)) <= _JITTER_SECONDS * np.maximum(steps, 1)
+    long = np.flatnonzero(steps > 1)
+    if not on_grid.all() or len(long) > max(3, len(intervals) // 20):
+        return {}
+    return {int(index): int(steps[index]) - 1 for index in long}

@@ -21,7 +21,7 @@ from mssts.media.film import find_film, open_container
 from mssts.media.images import size_text
 from mssts.media.orientation import Orientation
 from mssts.media.tone_mapping import HLG, PQ, to_sdr
-from mssts.media.video import Frame, Video
+from mssts.media.video import Frame, Video, gaps_in
 
 _UNSPECIFIED = 2  # a colour space's code (ITU-T H.273)
 # Containers whose header states how long they are, so that an earlier end tells of a broken copy. Of others, FFmpeg
@@ -50,10 +50,17 @@ class _DoubtError(Exception):
 
 @dataclass
 class _Reading:
-    """What was read of a file so far: whole frames, and the seconds at which the last frame or sound ends."""
+    """What was read of a file so far.
+
+    Attributes:
+        packets: whole ones of the film.
+        end: the seconds at which the last frame or sound ends.
+        indexed: the frames that an mp4's index lists, that of its fragments included; 0 of other containers.
+    """
 
     packets: int = 0
     end: float = 0.0
+    indexed: int = 0
 
 
 class _Clock:
@@ -89,20 +96,24 @@ class _Film:
             if stream.codec_context is None:
                 raise MsstsError(f"{path}: FFmpeg has no decoder for its film; convert it to an mp4 of H.264")
             formats = set(container.format.name.split(","))
-            start = container.start_time or 0
             self.notes = [note] if note else []
             self.fps = float(stream.average_rate) if stream.average_rate else None
             self.claimed_frames = stream.frames or None
-            # An edit list leaves out frames that are in the file: the index holds what is to be read.
-            entries = len(getattr(stream, "index_entries", ()))
-            if "mov" in formats and entries and stream.frames:
-                self.claimed_frames = min(stream.frames, entries)
             self._index = stream.index
+            self._has_index = "mov" in formats
+            # An edit list leaves out frames that are in the file: the index holds what is to be read.
+            if stream.frames and (indexed := self._indexed(stream)):
+                self.claimed_frames = min(stream.frames, indexed)
             self._time_base = Fraction(stream.time_base or 0)
             self._aspect = Fraction(stream.sample_aspect_ratio or 1)
             self._claimed_end: float | None = None
             if formats & _STATE_DURATION and container.duration and not stream.frames:
+                # Of an mp4 it counts from the first frame, elsewhere from 0.
+                start = (container.start_time or 0) if self._has_index else 0
                 self._claimed_end = (container.duration + start) / _MICROSECONDS
+
+    def _indexed(self, stream: av.VideoStream) -> int:
+        return len(getattr(stream, "index_entries", ())) if self._has_index else 0
 
     def frames(self) -> Iterator[Frame]:
         """The frames as displayed.
@@ -112,6 +123,7 @@ class _Film:
         """
         first_size: tuple[int, int] | None = None
         clock = _Clock(self._time_base)
+        times: list[float] = []
         damaged: list[int] = []
         reading = _Reading()
         index = -1
@@ -126,34 +138,42 @@ class _Film:
                 )
             if frame.is_corrupt:
                 damaged.append(index)
-            yield Frame(rgb_HWC, time=clock.time(frame))
-        self._note_end(index + 1, damaged, reading)
+            time = clock.time(frame)
+            if time is not None:
+                times.append(time)
+            yield Frame(rgb_HWC, time=time)
+        self._note_end(index + 1, damaged, reading, times)
 
-    def _note_end(self, frames: int, damaged: list[int], reading: _Reading) -> None:
+    def _note_end(self, frames: int, damaged: list[int], reading: _Reading, times: list[float]) -> None:
         notes = []
         if damaged:
             notes.append(
                 f"damaged in {len(damaged)} of {frames} frames, the first is frame {damaged[0]}; the decoder filled in "
                 "what is missing"
             )
-        missing = (self.claimed_frames or 0) - reading.packets
+        missing = (self.claimed_frames or reading.indexed) - reading.packets
         if missing > 0:
             notes.append(f"cut off: {frames} of the {frames + missing} frames that the container claims are there")
         elif self._claimed_end is not None and frames:
             interval = 1 / (self.fps or 25)
-            if self._claimed_end - reading.end > 1.5 * interval + 0.05:
+            if self._claimed_end - reading.end > 1.25 * interval + 0.01:
                 claimed = frames + round((self._claimed_end - reading.end) / interval)
                 notes.append(
                     f"cut off: {frames} of about {claimed} frames are there, {reading.end:.2f} of the "
                     f"{self._claimed_end:.2f} seconds that the container claims"
                 )
+        if missing <= 0 and self.claimed_frames is None and (gaps := gaps_in(times)):
+            notes.append(
+                f"{sum(gaps.values())} frames are missing, or were never recorded: there is a gap after frame "
+                + ", ".join(map(str, gaps))
+            )
         self.notes += [note for note in notes if note not in self.notes]
 
     def _decoded(self, reading: _Reading) -> Iterator[tuple[av.VideoFrame, int]]:
         """The frames as stored, each with the code of its transfer function.
 
-        By several threads, a decoder may lose an error and the frame with it, and how many depends on their number. So
-        where there is any doubt, one thread alone decides what is wrong with which frame.
+        With several threads, a decoder may lose an error and the frame with it, or the mark of a damaged frame, and
+        which depends on their number. So they stop at the least damage, and one thread alone decides what it is.
         """
         given = 0
         try:
@@ -170,6 +190,7 @@ class _Film:
             context = stream.codec_context
             if threads is None:
                 stream.thread_type = "AUTO"
+                context.options = {"err_detect": "explode"}  # damage is an error, not filled in
             else:
                 context.thread_count = threads
             try:
@@ -187,6 +208,7 @@ class _Film:
                     f"{self._path}: a corrupt video: frame {received}{claimed} cannot be decoded ({error.strerror}); "
                     "copy the file again, or cut it before that frame"
                 ) from None
+            reading.indexed = self._indexed(stream)
             if threads is None and received < sent:
                 raise _DoubtError
 
@@ -194,7 +216,7 @@ class _Film:
         """The film's whole packets, and at the end an empty one, which makes the decoder give what it still holds."""
         broken: av.Packet | None = None
         for packet in container.demux():
-            if packet.pts is not None and packet.time_base:
+            if packet.pts is not None and packet.time_base and not packet.is_corrupt:
                 reading.end = max(reading.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index != self._index:  # packet.stream_index is wrong in PyAV's empty packets at the end
                 continue

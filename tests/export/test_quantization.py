@@ -217,7 +217,7 @@ def test_the_gate_closes_when_ap_falls(engine, data, tmp_path, monkeypatch):
 
 
 def fake_ap(fp32: float, other: float):
-    return lambda segmenter, data: fp32 if segmenter.manifest.precision == "fp32" else other
+    return lambda segmenter, *_: fp32 if segmenter.manifest.precision == "fp32" else other
 
 
 def test_a_real_evaluation_runs(engine, data):

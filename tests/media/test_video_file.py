@@ -250,3 +250,30 @@ def test_frames_have_the_times_of_their_container(tmp_path: Path) -> None:
     assert [frame.time for frame in video.frames()] == pytest.approx(times, abs=1e-3)
     raw = only(write_video(tmp_path / "raw.h264", shades(3)))
     assert [frame.time for frame in raw.frames()] == [None] * 3
+
+
+def test_frames_that_are_missing_in_the_middle_leave_a_gap_that_is_said(tmp_path: Path) -> None:
+    times = [t / 10 for t in (0, 1, 2, 5, 6, 7, 8, 9)]
+    video = only(write_video(tmp_path / "gap.mkv", shades(8), times=times))
+    assert len(levels(video)) == 8
+    assert video.notes == ["2 frames are missing, or were never recorded: there is a gap after frame 2"]
+    video = only(write_video(tmp_path / "varies.mkv", shades(8), times=[0, 0.1, 0.25, 0.3, 0.9, 1.1, 1.2, 1.34]))
+    assert len(levels(video)) == 8
+    assert video.notes == []  # nothing is known to be missing
+    for name in ("whole.mkv", "whole.flv"):
+        video = only(write_video(tmp_path / name, shades(8), rate=30, pix_fmt="yuv420p"))
+        assert len(levels(video)) == 8
+        assert video.notes == []
+
+
+def test_a_fragmented_file_that_broke_off_says_what_is_missing(tmp_path: Path) -> None:
+    options = {"movflags": "+frag_keyframe+empty_moov"}
+    path = write_video(tmp_path / "live.mp4", noise(20), container=options)
+    video = only(path)
+    assert len(levels(video)) == 20
+    assert video.notes == []
+    position, size = packets(path)[13]
+    path.write_bytes(path.read_bytes()[: position + size // 2])
+    video = only(path)
+    assert len(levels(video)) == 13
+    assert video.notes == ["cut off: 13 of the 20 frames that the container claims are there"]
