@@ -103,7 +103,7 @@ def difference(ours: Sequence[Category], theirs: Sequence[Category]) -> str:
 
 def disagreement(results: Sequence[Category], table: Sequence[Category]) -> str:
     """The ids that mean other classes in results than in a data set, in one phrase, empty if none does."""
-    results = [category for category in results if not _PLACEHOLDER.fullmatch(category.name)]
+    results = sorted((c for c in results if not _PLACEHOLDER.fullmatch(c.name)), key=lambda category: category.id)
     table = [category for category in table if not _PLACEHOLDER.fullmatch(category.name)]
     names = {category.id: category.name for category in table}
     wrong = [c for c in results if c.id in names and _key(names[c.id]) != _key(c.name)]
