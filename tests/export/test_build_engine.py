@@ -308,7 +308,7 @@ def score(monkeypatch, plan: float) -> None:
     monkeypatch.setattr(tensorrt_builder, "check_parity", lambda *_: {"holds": None, "reason": "not compared"})
     monkeypatch.setattr(Scored, "plan", plan)
     monkeypatch.setattr(average_precision, "LocalSegmenter", Scored)
-    monkeypatch.setattr(average_precision, "average_precision", lambda segmenter, _: segmenter.ap)
+    monkeypatch.setattr(average_precision, "average_precision", lambda segmenter, *_: segmenter.ap)
 
 
 def test_the_ap_of_a_plan_is_stored_and_printed(rtx, export_dir, data, tmp_path, monkeypatch, capsys):

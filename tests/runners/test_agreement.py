@@ -62,10 +62,9 @@ def test_masks_are_compared_over_a_clip_and_empty_ones_left_out():
     found = logits.copy()
     found[0, 1, 1, 0] = 1  # 8 more in the other frame
     found[0, 2] *= -1  # everything but those
-    ious = Agreement.of(replace(reference, mask_logits=logits), replace(reference, mask_logits=found)).mask_ious
-    assert ious().tolist() == [1, pytest.approx(32 / 40), 0]
-    assert ious(border=8).tolist() == [1, 1, 0]
-    assert ious(border=7).tolist() == ious().tolist()
+    agreement = Agreement.of(replace(reference, mask_logits=logits), replace(reference, mask_logits=found))
+    assert agreement.mask_ious.tolist() == [1, pytest.approx(32 / 40), 0]
+    assert agreement.mask_overlap == (32 + 32, 32 + 40 + 128)  # the third: 32 against all the rest of 128
 
 
 def test_other_instances_and_nan_are_out_of_bounds():
