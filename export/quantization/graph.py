@@ -86,6 +86,7 @@ def quantized(
     quantizer = QDQQuantizer(
         result,
         per_channel=True,
+        reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8,
         tensors_range=ranges,
