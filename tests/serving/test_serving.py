@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from support.media_files import with_exif
 from support.toy_engine import COLOURS, write_toy_engine
 
 from mssts import contract
@@ -240,6 +241,15 @@ def test_server_answers_as_the_local_pipeline(
     clip_THWC = clip_with_rectangles(4, *size)
     for clip in (clip_THWC, encoded(clip_THWC), encoded(clip_THWC, ".png")):
         assert_same(client.segment(clip), local.segment(clip))
+
+
+@needs_server
+@pytest.mark.parametrize(("tag", "quarter_turns"), [(3, 2), (6, 1)])
+def test_server_decodes_frames_as_displayed(client: TritonSegmenter, tag: int, quarter_turns: int) -> None:
+    clip_THWC = clip_with_rectangles()
+    stored_THWC = np.ascontiguousarray(np.rot90(clip_THWC, quarter_turns, axes=(1, 2)))
+    turned = [with_exif(frame, tag) for frame in encoded(stored_THWC, ".png")]
+    assert_same(client.segment(turned), client.segment(clip_THWC))
 
 
 @needs_server
