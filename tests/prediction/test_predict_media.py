@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -180,3 +183,20 @@ def test_a_data_set_whose_images_are_turned_by_exif(
     for transfer in ("--raw", "--jpeg"):  # a server decodes JPEGs as displayed
         assert run(path, "--model", engine, "--out", tmp_path / "out", "--exif", exif, transfer) == 0
         assert evaluate(path, tmp_path / "out" / "results.json").to_json()["ap75"] == pytest.approx(1)
+
+
+def test_a_name_that_is_not_text_costs_nothing(tmp_path: Path) -> None:
+    """Linux takes any bytes for a name. The results are written, and what cannot be printed is escaped."""
+    engine = write_toy_engine(tmp_path / "engine").parent
+    folder = tmp_path / os.fsdecode(b"sc\xffne")
+    folder.mkdir()
+    for t in range(2):
+        (folder / f"{t}.png").write_bytes(cv2.imencode(".png", np.full((64, 96, 3), 60, np.uint8))[1].tobytes())
+    out = tmp_path / os.fsdecode(b"o\xfft")
+    command = [sys.executable, "-m", "mssts.cli", "predict", str(folder), "--model", str(engine), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"sc\\udcffne.mp4" in done.stdout and b"Traceback" not in done.stderr
+    names = {path.name for path in out.iterdir()}
+    assert names == {"results.json", "report.json", os.fsdecode(b"sc\xffne.mp4"), os.fsdecode(b"sc\xffne.png")}
+    assert json.loads((out / "report.json").read_text())["videos"][0]["frames"] == 2
