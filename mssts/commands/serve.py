@@ -29,16 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warm", metavar="BxTxHxW", help="run this input shape once before the server is ready, as 1x5x360x640"
     )
     parser.add_argument(
+        "--max-queue", type=int, default=2, metavar="N",
+        help="clips that may wait for a step; more are refused, and clients try again (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-queue-seconds", type=float, default=30.0, metavar="SECONDS",
+        help="a clip that has waited longer is refused, 0 for no limit (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
         "--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="to be ready in (default: %(default)g)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from mssts.serving.model_config import QueueLimits
     from mssts.serving.repository import model_repository
     from mssts.serving.server import TritonServer
 
     if arguments.threads is not None and arguments.threads < 1:
         raise MsstsError(f"--threads must be at least 1, not {arguments.threads}")
+    queue = QueueLimits(arguments.max_queue, arguments.max_queue_seconds)
     warm = FixedShape.parse("--warm", arguments.warm)
     # Not every parent leaves SIGINT to us: a shell ignores it for its background jobs.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -47,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"warning: anyone who reaches {arguments.host} can use this server", file=sys.stderr)
     try:
         with (
-            model_repository(arguments.model, arguments.threads, arguments.runner, warm) as repository,
+            model_repository(arguments.model, arguments.threads, arguments.runner, warm, queue) as repository,
             TritonServer(
                 repository,
                 arguments.grpc_port,

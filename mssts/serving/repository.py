@@ -15,7 +15,7 @@ from mssts.errors import MsstsError
 from mssts.manifest import FixedShape
 from mssts.runners import check_runner
 from mssts.serving.installation import make_temporary_folder
-from mssts.serving.model_config import STAGES, config_pbtxt
+from mssts.serving.model_config import STAGES, QueueLimits, config_pbtxt
 
 _SOURCE = Path(mssts.__file__).parent / "triton_repo"
 
@@ -36,6 +36,7 @@ def write_model_repository(
     threads: int | None = None,
     runner: str = "auto",
     warm: FixedShape | None = None,
+    queue: QueueLimits | None = None,
 ) -> None:
     """Fills the empty or absent folder `destination`: `triton_repo/`, the engine (as a link) and its manifest.
 
@@ -48,6 +49,7 @@ def write_model_repository(
         threads: cores the engine uses; all the server may use if None.
         runner: who runs the engine, one of `mssts.runners.RUNNERS`.
         warm: an input shape that the engine runs once before the server is ready.
+        queue: how many clips may wait, and how long, `QueueLimits()` if None.
 
     Raises:
         MsstsError: the engine or its manifest is missing or broken; there is no such runner.
@@ -75,17 +77,21 @@ def write_model_repository(
         ("postprocess", {}),
         (contract.ENSEMBLE, parameters),
     ):
-        (destination / name / "config.pbtxt").write_text(config_pbtxt(name, of_model), encoding="utf-8")
+        (destination / name / "config.pbtxt").write_text(config_pbtxt(name, of_model, queue), encoding="utf-8")
 
 
 @contextmanager
 def model_repository(
-    model: Path | str, threads: int | None = None, runner: str = "auto", warm: FixedShape | None = None
+    model: Path | str,
+    threads: int | None = None,
+    runner: str = "auto",
+    warm: FixedShape | None = None,
+    queue: QueueLimits | None = None,
 ) -> Iterator[Path]:
     """A model repository in a temporary folder, for as long as the block runs; see `write_model_repository`."""
     folder = make_temporary_folder("mssts-models-")
     try:
-        write_model_repository(folder, model, threads, runner, warm)
+        write_model_repository(folder, model, threads, runner, warm, queue)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

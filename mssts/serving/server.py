@@ -171,6 +171,8 @@ class TritonServer:
             # Our configurations are complete; to complete them Triton would start every model twice.
             "--disable-auto-complete-config",
             "--exit-timeout-secs=10",
+            # Each pooled request object keeps the memory of the largest clip it has held (8 by default).
+            "--grpc-infer-allocation-pool-size=1",
             f"--grpc-address={self._host}",
             f"--grpc-port={ports['gRPC']}",
             f"--http-address={self._host}",

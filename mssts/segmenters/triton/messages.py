@@ -1,0 +1,95 @@
+"""Requests and responses of the ensemble, as tritonclient holds them, and the manifest in its configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+
+from mssts import contract
+from mssts.errors import MsstsError
+from mssts.manifest import Manifest
+from mssts.segmenters.base import Instances
+from mssts.segmenters.triton.addresses import Address
+from mssts.segmenters.triton.options import ClientOptions
+
+
+def request_inputs(
+    frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float, options: ClientOptions
+) -> list[triton.InferInput]:
+    """The tensors of a request for one clip.
+
+    Raises:
+        MsstsError: the frames are of the wrong type.
+    """
+    if not isinstance(frames_THWC, np.ndarray):
+        clip = _tensor(contract.FRAMES_JPEG, np.array(frames_THWC, dtype=object))
+    else:
+        if frames_THWC.dtype != np.uint8:
+            raise MsstsError(f"frames must be uint8, not {frames_THWC.dtype}")
+        if options.jpeg_quality is None:
+            clip = _tensor(contract.FRAMES_RAW, frames_THWC)
+        else:
+            from mssts.media.images import encode_jpeg
+
+            encoded = [encode_jpeg(frame_HWC, options.jpeg_quality) for frame_HWC in frames_THWC]
+            clip = _tensor(contract.FRAMES_JPEG, np.array(encoded, dtype=object))
+    return [clip, _tensor(contract.SCORE_THRESHOLD, np.array([score_threshold], np.float32))]
+
+
+def _tensor(spec: contract.TensorSpec, array: np.ndarray) -> triton.InferInput:
+    return triton.InferInput(spec.name, list(array.shape), spec.triton_dtype).set_data_from_numpy(array)
+
+
+def read_instances(result: triton.InferResult, manifest: Manifest) -> Instances:
+    """The instances that a response holds."""
+    scores, labels, boxes, rles, size = (result.as_numpy(spec.name) for spec in contract.RESULT_OUTPUTS)
+    height, width = size
+    return Instances(
+        scores=scores,
+        labels=labels,
+        boxes=boxes,
+        rles=tuple(tuple(rle or None for rle in instance) for instance in rles),
+        size=(int(height), int(width)),
+        categories=manifest.categories,
+    )
+
+
+def read_manifest(answer: Any, address: Address) -> Manifest:
+    """The manifest in the ensemble's configuration.
+
+    Raises:
+        MsstsError: there is none, or it is broken.
+    """
+    parameters = answer.config.parameters
+    if "manifest" not in parameters:
+        raise MsstsError(f"{address}: its model {contract.ENSEMBLE} carries no manifest; start it with `mssts serve`")
+    return Manifest.from_json(json.loads(parameters["manifest"].string_value), f"{address}: manifest")
+
+
+def check_same_engine(found: Manifest, expected: Manifest, address: Address) -> None:
+    """Checks that a server's engine means the same by its answers.
+
+    Its file may differ: every machine may have built its own plan.
+
+    Raises:
+        MsstsError: it does not.
+    """
+    if _meaning(found) != _meaning(expected):
+        raise MsstsError(f"{address}: serves another engine than this client has opened; open the servers again")
+
+
+def _meaning(manifest: Manifest) -> tuple[Any, ...]:
+    return (
+        manifest.preset,
+        manifest.precision,
+        manifest.categories,
+        manifest.input,
+        manifest.clip_frames,
+        manifest.clip_overlap,
+        manifest.top_k,
+        manifest.shape,
+    )
