@@ -71,6 +71,10 @@ SCORE_THRESHOLD = TensorSpec(
 REQUEST_INPUTS = (FRAMES_JPEG, FRAMES_RAW, SCORE_THRESHOLD)
 
 ORIGINAL_SIZE = TensorSpec("original_size", "int32", (2,), "height and width of the frames as they were sent")
+# Inside the ensemble alone, so that the engine skips what has waited for it too long.
+ARRIVED = TensorSpec(
+    "arrived_ms", "int32", (1,), "when the frames were decoded; see mssts.serving.admission", optional=True
+)
 
 RESULT_SCORES = TensorSpec("scores", "float32", ("N",), "class probability, highest first")
 RESULT_LABELS = TensorSpec("labels", "int32", ("N",), "index into the manifest's classes")

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mssts.serving.model_config import QueueLimits
+    from mssts.serving.admission import QueueLimits
     from mssts.serving.repository import model_repository
     from mssts.serving.server import TritonServer
 

@@ -17,30 +17,6 @@ from mssts.files import write_text
 
 
 @dataclass(frozen=True)
-class QueueLimits:
-    """The most that may wait for a model.
-
-    Triton refuses what comes on top with UNAVAILABLE, "Exceeds maximum queue size". What has waited too long is
-    refused with "Request timeout expired", at the moment when its turn comes. A client's own deadline does not reach
-    the queues: without a limit of age, the engine computes clips that nobody waits for any more.
-
-    Attributes:
-        clips: that wait, beside the one being computed.
-        seconds: that one waits at most, without limit if 0.
-    """
-
-    clips: int = 2
-    seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        # Triton takes a size of 0 for no limit.
-        if self.clips < 1:
-            raise MsstsError(f"the queue must hold at least 1 clip, not {self.clips}")
-        if not 0 <= self.seconds <= 86400:
-            raise MsstsError(f"a clip may wait from 0 (no limit) to 86400 seconds, not {self.seconds:g}")
-
-
-@dataclass(frozen=True)
 class _Stage:
     """A model of the Python backend, and what its tensors are called inside the ensemble where that differs."""
 
@@ -48,7 +24,6 @@ class _Stage:
     outputs: tuple[TensorSpec, ...]
     input_names: Mapping[str, str]
     output_names: Mapping[str, str]
-    queued: bool  # whether its queue is limited
 
 
 # The engine's outputs and the results share names (scores, labels, boxes) but not meanings, so inside the ensemble the
@@ -58,24 +33,21 @@ _FROM_ENGINE = {spec.name: f"engine_{spec.name}" for spec in contract.ENGINE_OUT
 _STAGES = {
     "preprocess": _Stage(
         inputs=(contract.FRAMES_JPEG, contract.FRAMES_RAW),
-        outputs=(*contract.ENGINE_INPUTS, contract.ORIGINAL_SIZE),
+        outputs=(*contract.ENGINE_INPUTS, contract.ORIGINAL_SIZE, contract.ARRIVED),
         input_names={},
         output_names={},
-        queued=True,
     ),
     "engine": _Stage(
-        inputs=contract.ENGINE_INPUTS,
+        inputs=(*contract.ENGINE_INPUTS, contract.ARRIVED),
         outputs=contract.ENGINE_OUTPUTS,
         input_names={},
         output_names=_FROM_ENGINE,
-        queued=True,
     ),
     "postprocess": _Stage(
         inputs=(*contract.ENGINE_OUTPUTS, contract.SIZES, contract.ORIGINAL_SIZE, contract.SCORE_THRESHOLD),
         outputs=contract.RESULT_OUTPUTS,
         input_names=_FROM_ENGINE,
         output_names={},
-        queued=False,  # what came this far shall be answered, and the engine's queue bounds how much that is
     ),
 }
 
@@ -83,13 +55,10 @@ STAGES = tuple(_STAGES)
 MODELS = (*STAGES, contract.ENSEMBLE)
 
 
-def config_pbtxt(model_name: str, parameters: Mapping[str, str] | None = None, queue: QueueLimits | None = None) -> str:
+def config_pbtxt(model_name: str, parameters: Mapping[str, str] | None = None) -> str:
     """The text of a model's `config.pbtxt`.
 
-    Args:
-        model_name: one of `MODELS`.
-        parameters: become the model's string parameters: what `mssts serve` adds for one engine (its manifest).
-        queue: how much may wait for `preprocess` and for `engine`, `QueueLimits()` if None.
+    `parameters` become the model's string parameters: what `mssts serve` adds for one engine (its manifest).
 
     Raises:
         MsstsError: there is no such model in the repository.
@@ -101,8 +70,6 @@ def config_pbtxt(model_name: str, parameters: Mapping[str, str] | None = None, q
         stage = _STAGES[model_name]
         body = _tensors("input", stage.inputs) + _tensors("output", stage.outputs)
         body += ["instance_group [", "  { count: 1 kind: KIND_CPU }", "]"]
-        if stage.queued:
-            body += _queue_policy(queue or QueueLimits())
         head = [f'name: "{model_name}"', 'backend: "python"']
     else:
         raise MsstsError(f"{model_name}: no such model; the model repository has {', '.join(MODELS)}")
@@ -111,20 +78,6 @@ def config_pbtxt(model_name: str, parameters: Mapping[str, str] | None = None, q
     note = "# Written by mssts/serving/model_config.py from mssts/contract.py; change it there."
     # One request is one clip, so the B of the engine's tensors is an ordinary dimension of size 1.
     return "\n".join([note, *head, "max_batch_size: 0", *body]) + "\n"
-
-
-def _queue_policy(queue: QueueLimits) -> list[str]:
-    # With `max_batch_size: 0` the dynamic batcher merges nothing. It is the only scheduler that has a queue policy.
-    return [
-        "dynamic_batching {",
-        "  default_queue_policy {",
-        f"    max_queue_size: {queue.clips}",
-        "    timeout_action: REJECT",
-        f"    default_timeout_microseconds: {round(1e6 * queue.seconds)}",
-        "    allow_timeout_override: false",
-        "  }",
-        "}",
-    ]
 
 
 def _quoted(text: str) -> str:
@@ -140,7 +93,7 @@ def _tensors(kind: str, specs: Iterable[TensorSpec]) -> list[str]:
         dims = ", ".join(map(str, spec.triton_dims))
         # The type of byte strings is TYPE_STRING here and BYTES everywhere else in Triton.
         dtype = "STRING" if spec.triton_dtype == "BYTES" else spec.triton_dtype
-        optional = " optional: true" if spec.optional else ""
+        optional = " optional: true" if spec.optional and kind == "input" else ""
         lines.append(f'  {{ name: "{spec.name}" data_type: TYPE_{dtype} dims: [ {dims} ]{optional} }}')
     return [f"{kind} [", ",\n".join(lines), "]"]
 

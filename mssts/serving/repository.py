@@ -14,8 +14,9 @@ from mssts.artefact import Artefact, is_checkpoint
 from mssts.errors import MsstsError
 from mssts.manifest import FixedShape
 from mssts.runners import check_runner
+from mssts.serving.admission import QueueLimits
 from mssts.serving.installation import make_temporary_folder
-from mssts.serving.model_config import STAGES, QueueLimits, config_pbtxt
+from mssts.serving.model_config import STAGES, config_pbtxt
 
 _SOURCE = Path(mssts.__file__).parent / "triton_repo"
 
@@ -59,8 +60,10 @@ def write_model_repository(
     manifest = engine.described()
     if not _SOURCE.is_dir():
         raise MsstsError(f"{_SOURCE}: missing; install the project from its checkout with `pip install -e .`")
+    queue = queue or QueueLimits()
+    waiting = {"max_queue": str(queue.clips), "max_queue_seconds": str(queue.seconds)}
     parameters = {"manifest": json.dumps(manifest.to_json(), separators=(",", ":"))}
-    engine_parameters = {**parameters, "runner": runner}
+    engine_parameters = {**parameters, **waiting, "runner": runner}
     if threads is not None:
         engine_parameters["threads"] = str(threads)
     if warm is not None:
@@ -72,12 +75,12 @@ def write_model_repository(
     (destination / contract.ENSEMBLE / "1").mkdir(parents=True)
     (destination / "engine" / "1" / manifest.artefact).symlink_to(engine.path.resolve())
     for name, of_model in (
-        ("preprocess", parameters),
+        ("preprocess", {**parameters, **waiting}),
         ("engine", engine_parameters),
         ("postprocess", {}),
         (contract.ENSEMBLE, parameters),
     ):
-        (destination / name / "config.pbtxt").write_text(config_pbtxt(name, of_model, queue), encoding="utf-8")
+        (destination / name / "config.pbtxt").write_text(config_pbtxt(name, of_model), encoding="utf-8")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from mssts.errors import MsstsError
 from mssts.serving import LOOPBACK
+from mssts.serving.admission import METRICS_ADDRESS
 from mssts.serving.installation import find_tritonserver, is_one_word, link_runtime, make_temporary_folder
 from mssts.serving.log import failure_reason
 
@@ -96,6 +97,7 @@ class TritonServer:
             self._folder = make_temporary_folder("mssts-server-")
             self.log_path = self._folder / "tritonserver.log"
             environment = link_runtime(installation, self._folder)
+            environment[METRICS_ADDRESS] = f"{_reachable(self._host)}:{ports['metrics']}"
             command = [str(installation.server), *self._flags(ports)]
             with open(self.log_path, "wb") as log:
                 self._process = subprocess.Popen(
@@ -203,10 +205,16 @@ class TritonServer:
         # Another program may have taken the port since it was found free; then this is not our server.
         server: dict[str, Any] = json.loads(_get(f"{self.http_url}/v2") or b"{}")
         self.version = server.get("version", "")
-        return server.get("name") == self._id
+        # The metrics' port opens last, and `preprocess` reads them.
+        return server.get("name") == self._id and _get(self.metrics_url) is not None
 
     def _reason(self) -> str:
         return failure_reason(self.log_path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _reachable(host: str) -> str:
+    """An address of this machine at which a server that listens on `host` is reached."""
+    return LOOPBACK if host in ("0.0.0.0", "::", "") else host
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 
 # What Triton writes in front of a message: the request's id, of which we give none, and the ensemble's name.
 _PREFIX = re.compile(r"^(?:\[request id: \S+\] )?(?:in ensemble '\w+', )?(?:\[request id: \S+\] )?")
-# Triton's own two refusals, and that of nginx's limit_conn.
-_FULL = re.compile(r"Exceeds maximum queue size|Request timeout expired|http2 header with status: 503")
+# Our models' two refusals, Triton's own two, and that of nginx's limit_conn.
+_FULL = re.compile(
+    r"the server is full|too slow for its queue|Exceeds maximum queue size|Request timeout expired|"
+    r"http2 header with status: 503"
+)
 _BROKEN = re.compile(
     r"Stub process '\w+' is not healthy|failed to load|is not ready|unknown model|server is stopping", re.I
 )

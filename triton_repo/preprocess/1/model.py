@@ -5,13 +5,26 @@ import numpy as np
 from mssts import contract
 from mssts.errors import MsstsError
 from mssts.segmenters.preprocessing import decode_frames, engine_input
-from mssts.serving.backend import answer, check_numpy, manifest_of, model_parameters
+from mssts.serving.admission import Admission, Refused, stamp
+from mssts.serving.backend import (
+    Counter,
+    answer,
+    check_numpy,
+    log_warning,
+    manifest_of,
+    model_parameters,
+    queue_limits,
+)
 
 
 class TritonPythonModel:
     def initialize(self, args):
         check_numpy()
-        self.manifest = manifest_of(model_parameters(args))
+        parameters = model_parameters(args)
+        self.manifest = manifest_of(parameters)
+        self.admission = Admission(queue_limits(parameters))
+        self.refused = Counter("mssts_clips_refused_full", "Clips refused because as many wait for the engine as may")
+        self.warned = False
 
     def execute(self, requests):
         return answer(requests, self.preprocess)
@@ -22,10 +35,22 @@ class TritonPythonModel:
             given = "neither" if raw is None else "both"
             names = f"{contract.FRAMES_JPEG.name} and {contract.FRAMES_RAW.name}"
             raise MsstsError(f"a request holds one of {names}, but this one holds {given}")
+        self.admit()
         frames_THWC = decode_frames(list(encoded)) if raw is None else raw
         frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self.manifest.input, shape=self.manifest.shape)
         return {
             contract.FRAMES.name: frames_BTHWC,
             contract.SIZES.name: sizes_B2,
             contract.ORIGINAL_SIZE.name: np.array(frames_THWC.shape[1:3], np.int32),
+            contract.ARRIVED.name: np.array([stamp()], np.int32),
         }
+
+    def admit(self):
+        try:
+            unknown = self.admission.check()
+        except Refused:
+            self.refused.increment()
+            raise
+        if unknown and not self.warned:
+            self.warned = True
+            log_warning(f"the queue of the engine is not limited: {unknown}")
