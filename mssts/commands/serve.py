@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 
 from mssts.artefact import Kind
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=Path, required=True, metavar="PATH", help="the folder or ONNX file of an engine"
     )
-    for name in ("grpc", "http", "metrics"):
+    for name in ("grpc", "http", "metrics", "health"):
         parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help="a free one by default")
     parser.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="where to listen (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="cores for the engine (default: all)")
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a clip that has waited longer is refused, 0 for no limit (default: %(default)g)",
     )  # fmt: skip
     parser.add_argument(
+        "--max-restarts", type=int, default=5, metavar="N",
+        help="give up when the server has died or hung more often than this in ten minutes (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--startup-timeout", type=float, default=120.0, metavar="SECONDS", help="to be ready in (default: %(default)g)"
     )
 
@@ -45,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mssts.serving.admission import QueueLimits
     from mssts.serving.repository import model_repository
     from mssts.serving.server import TritonServer
+    from mssts.serving.supervisor import HealthServer, RestartLimits, Supervisor
 
     if arguments.threads is not None and arguments.threads < 1:
         raise MsstsError(f"--threads must be at least 1, not {arguments.threads}")
@@ -56,19 +62,29 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.host != LOOPBACK:
         print(f"warning: anyone who reaches {arguments.host} can use this server", file=sys.stderr)
     try:
-        with (
-            model_repository(arguments.model, arguments.threads, arguments.runner, warm, queue) as repository,
-            TritonServer(
+        with model_repository(arguments.model, arguments.threads, arguments.runner, warm, queue) as repository:
+            server = TritonServer(
                 repository,
                 arguments.grpc_port,
                 arguments.http_port,
                 arguments.metrics_port,
                 arguments.host,
                 arguments.startup_timeout,
-            ) as server,
-        ):
-            print(f"{server.grpc_url} is ready (Triton {server.version}); Ctrl-C stops it")
-            print(f"http     {server.http_url}\nmetrics  {server.metrics_url}\nlog      {server.log_path}", flush=True)
-            server.wait()
+            )
+            limits = RestartLimits(arguments.max_restarts)
+            supervisor = Supervisor(server, limits, lambda line: _say(line, server.log_path))
+            with HealthServer(arguments.host, arguments.health_port, supervisor.state) as health, server:
+                print(f"{server.grpc_url} is ready (Triton {server.version}); Ctrl-C stops it")
+                print(f"http     {server.http_url}\nmetrics  {server.metrics_url}\nlog      {server.log_path}")
+                print(f"health   {health.url}/v2/health/ready", flush=True)
+                supervisor.run()
     except KeyboardInterrupt:
         return 0
+
+
+def _say(line: str, log_path: Path) -> None:
+    """Prints why something happened, and notes it in the server's log."""
+    stamped = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} mssts serve: {line}"
+    print(stamped, file=sys.stderr, flush=True)
+    with open(log_path, "a", encoding="utf-8") as log:
+        print(stamped, file=log)

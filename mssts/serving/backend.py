@@ -12,6 +12,7 @@ import numpy as np
 from mssts.errors import MsstsError
 from mssts.manifest import Manifest
 from mssts.serving.admission import QueueLimits, Refused
+from mssts.serving.health import CANARY
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -79,12 +80,15 @@ def answer(requests: Iterable[Any], model: Callable[[Tensors], Tensors]) -> list
     """One response a request: what `model` makes of its tensors, or the error of that request alone.
 
     A `MsstsError` is the client's to read, and a `Refused` says that it may come again. Anything else is our defect,
-    whose traceback goes to the server's log.
+    whose traceback goes to the server's log. The supervisor's canary is answered at once, with nothing.
     """
     import triton_python_backend_utils as pb_utils  # exists only inside the backend
 
     responses = []
     for request in requests:
+        if request.request_id() == CANARY:
+            responses.append(pb_utils.InferenceResponse(output_tensors=[]))
+            continue
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             outputs = [pb_utils.Tensor(name, array) for name, array in model(inputs).items()]

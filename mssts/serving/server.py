@@ -17,13 +17,14 @@ import time
 import urllib.request
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from mssts.errors import MsstsError
 from mssts.serving import LOOPBACK
 from mssts.serving.admission import METRICS_ADDRESS
 from mssts.serving.installation import find_tritonserver, is_one_word, link_runtime, make_temporary_folder
 from mssts.serving.log import failure_reason
+from mssts.serving.processes import fault_of, stubs_of
 
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.05
@@ -54,6 +55,7 @@ class TritonServer:
         metrics_url: where Prometheus reads.
         version: the server's own, as 2.51.0.
         log_path: what the server writes; removed with the server.
+        stubs: ids of the processes that run its models, with the models' names.
     """
 
     def __init__(
@@ -71,10 +73,14 @@ class TritonServer:
         self._host = host
         self._startup_timeout = startup_timeout
         self._process: subprocess.Popen[bytes] | None = None
+        self._command: list[str] = []
+        self._environment: dict[str, str] = {}
+        self._log_start = 0
         self._folder: Path | None = None
         self._handled_signals: list[signal.Signals] = []
         self._id = f"mssts_{os.getpid()}_{secrets.token_hex(4)}"
         self.version = ""
+        self.stubs: dict[int, str] = {}
 
     def __enter__(self) -> TritonServer:
         """Starts the server and waits until every model is ready.
@@ -96,16 +102,10 @@ class TritonServer:
             self._handle_signals()
             self._folder = make_temporary_folder("mssts-server-")
             self.log_path = self._folder / "tritonserver.log"
-            environment = link_runtime(installation, self._folder)
-            environment[METRICS_ADDRESS] = f"{_reachable(self._host)}:{ports['metrics']}"
-            command = [str(installation.server), *self._flags(ports)]
-            with open(self.log_path, "wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _EXEC, str(os.getpid()), *command],
-                    env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C in a terminal is for us; and the group ends as one
-                )  # fmt: skip
-            self._wait_until_ready()
+            self._environment = link_runtime(installation, self._folder)
+            self._environment[METRICS_ADDRESS] = f"{_reachable(self._host)}:{ports['metrics']}"
+            self._command = [str(installation.server), *self._flags(ports)]
+            self.start()
         except BaseException:
             self.stop(grace_seconds=0)
             raise
@@ -116,35 +116,51 @@ class TritonServer:
     ) -> None:
         self.stop()
 
-    def wait(self) -> NoReturn:
-        """Waits for an exception, such as Ctrl-C.
+    @property
+    def pid(self) -> int:
+        """The id of the server's process, 0 while there is none."""
+        return 0 if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Starts the server's process, after `kill`, on the same ports, and waits until every model is ready.
 
         Raises:
-            MsstsError: the server ended by itself.
+            MsstsError: the server did not become ready; the message holds the end of its log.
         """
-        assert self._process is not None
-        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        assert ended is not None
-        raise MsstsError(f"tritonserver ended by itself ({_told(ended)}); its log says: {self._reason()}")
+        with open(self.log_path, "ab") as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _EXEC, str(os.getpid()), *self._command],
+                env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in a terminal is for us; and the group ends as one
+            )  # fmt: skip
+        self._wait_until_ready()
+        self.stubs = stubs_of(self._process.pid)
 
-    def stop(self, grace_seconds: float = _STOP_SECONDS) -> None:
-        """Ends the server and all it started: asks, waits `grace_seconds` for requests in flight, then kills."""
-        try:
-            if self._process is not None and grace_seconds:
-                os.kill(self._process.pid, signal.SIGTERM)  # Popen's own methods would reap it
-                _wait_without_reaping(self._process.pid, grace_seconds)
-        finally:
-            self._clean_up()
-
-    def _clean_up(self) -> None:
+    def kill(self) -> None:
+        """Ends the server's process and those of its models at once, and removes their shared memory."""
         if self._process is not None:
             # The processes of the models outlive the server for a moment. Until it is reaped, its id names their group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+        self.stubs = {}
         for segment in Path("/dev/shm").glob(f"{self._id}*"):
             segment.unlink(missing_ok=True)
+
+    def stop(self, grace_seconds: float = _STOP_SECONDS) -> None:
+        """Ends the server and all it started: asks, waits `grace_seconds` for requests in flight, then kills."""
+        try:
+            # With a dead stub it would take ten seconds to end.
+            if self._process is not None and grace_seconds and not fault_of(self._process.pid, self.stubs):
+                os.kill(self._process.pid, signal.SIGTERM)  # Popen's own methods would reap it
+                _wait_without_reaping(self._process.pid, grace_seconds)
+        finally:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        self.kill()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -193,10 +209,10 @@ class TritonServer:
         while not self._is_ready():
             ended = _wait_without_reaping(self._process.pid, _POLL_SECONDS)
             if ended is not None:
-                raise MsstsError(f"tritonserver failed to start ({_told(ended)}); its log says: {self._reason()}")
+                raise MsstsError(f"tritonserver failed to start ({_told(ended)}); its log says: {self.failure()}")
             if time.monotonic() > deadline:
                 raise MsstsError(
-                    f"tritonserver was not ready after {self._startup_timeout:g} s; its log says: {self._reason()}"
+                    f"tritonserver was not ready after {self._startup_timeout:g} s; its log says: {self.failure()}"
                 )
 
     def _is_ready(self) -> bool:
@@ -208,8 +224,11 @@ class TritonServer:
         # The metrics' port opens last, and `preprocess` reads them.
         return server.get("name") == self._id and _get(self.metrics_url) is not None
 
-    def _reason(self) -> str:
-        return failure_reason(self.log_path.read_text(encoding="utf-8", errors="replace"))
+    def failure(self) -> str:
+        """Why the server failed, by its log since its last start."""
+        with open(self.log_path, "rb") as log:
+            log.seek(self._log_start)
+            return failure_reason(log.read().decode(errors="replace"))
 
 
 def _reachable(host: str) -> str:

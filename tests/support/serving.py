@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 
 from mssts.segmenters.base import Instances
+from mssts.serving.processes import stubs_of
 from mssts.serving.server import TritonServer
 from support.toy_engine import COLOURS
 
@@ -76,16 +80,54 @@ def assert_gone(server_folder: str, seconds: float = 0) -> None:
     assert processes_of(server_folder) == []
 
 
-def start_serve(engine: Path) -> tuple[subprocess.Popen[str], str]:
-    """A running `mssts serve`, ready, and the name of its server's temporary folder."""
+@dataclass(frozen=True)
+class Served:
+    """A running `mssts serve`: its process, what it printed, and the name of its server's temporary folder."""
+
+    process: subprocess.Popen[str]
+    grpc: str
+    http: str
+    metrics: str
+    log: Path
+    health: str
+
+    @property
+    def folder(self) -> str:
+        return self.log.parent.name
+
+    @property
+    def server(self) -> int:
+        """The id of the tritonserver's process."""
+        return min(processes_of(self.folder))  # the stubs are its children
+
+    def stub(self, model: str) -> int:
+        """The id of the process of a model."""
+        (found,) = (pid for pid, name in stubs_of(self.server).items() if name == model)
+        return found
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Ends it; returns its exit code and what it wrote to stderr."""
+        self.process.send_signal(number)
+        return end_of(self.process)
+
+
+def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code of a process that is about to end, and what it wrote to stderr."""
+    _, error = process.communicate(timeout=END_SECONDS)
+    return process.returncode, error
+
+
+def start_serve(engine: Path, *options: str, environment: dict[str, str] | None = None) -> Served:
+    """Starts `mssts serve` and waits until it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mssts.cli", "serve", "--model", str(engine), "--threads", "1"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "mssts.cli", "serve", "--model", str(engine), "--threads", "1", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})},
     )  # fmt: skip
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(4)]
-    assert re.match(r"grpc://127\.0\.0\.1:\d+ is ready", lines[0]), process.communicate()
-    return process, Path(lines[3].split()[1]).parent.name
+    lines = [process.stdout.readline() for _ in range(5)]
+    assert re.match(r"grpcs?://127\.0\.0\.1:\d+ is ready", lines[0]), process.communicate()
+    http, metrics, log, health = (line.split()[1] for line in lines[1:])
+    return Served(process, lines[0].split()[0], http, metrics, Path(log), health)
 
 
 def left_in(folder: Path) -> list[Path]:

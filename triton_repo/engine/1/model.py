@@ -39,5 +39,9 @@ class TritonPythonModel:
             self.refused.increment()
             raise
 
+    def is_ready(self):
+        # Newer releases of Triton ask this behind /v2/models/NAME/ready. That it answers is the news.
+        return True
+
     def finalize(self):
         self.runner.close()

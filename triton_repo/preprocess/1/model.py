@@ -29,6 +29,10 @@ class TritonPythonModel:
     def execute(self, requests):
         return answer(requests, self.preprocess)
 
+    def is_ready(self):
+        # Newer releases of Triton ask this behind /v2/models/NAME/ready. That it answers is the news.
+        return True
+
     def preprocess(self, inputs):
         encoded, raw = (inputs.get(spec.name) for spec in (contract.FRAMES_JPEG, contract.FRAMES_RAW))
         if (encoded is None) == (raw is None):
