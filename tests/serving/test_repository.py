@@ -20,7 +20,9 @@ from mssts.cli import main
 from mssts.errors import MsstsError
 from mssts.segmenters.triton import TritonSegmenter
 from mssts.serving import installation
+from mssts.serving.admission import Refused
 from mssts.serving.backend import answer
+from mssts.serving.health import CANARY
 from mssts.serving.model_config import MODELS, STAGES, config_pbtxt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,22 +73,28 @@ def test_one_request_fails_alone_even_by_a_defect_of_ours(monkeypatch: pytest.Mo
     backend.InferenceResponse = lambda output_tensors, error=None: (output_tensors, error)
     backend.TritonError = lambda message, code: f"{code}: {message}"
     backend.TritonError.INVALID_ARG, backend.TritonError.INTERNAL = "invalid", "internal"
+    backend.TritonError.UNAVAILABLE = "unavailable"
     backend.Logger = types.SimpleNamespace(log_error=logged.append)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
 
-    def request(value: int) -> types.SimpleNamespace:
+    def request(value: int, identity: str = "") -> types.SimpleNamespace:
         tensor = types.SimpleNamespace(name=lambda: "x", as_numpy=lambda: value)
-        return types.SimpleNamespace(inputs=lambda: [tensor])
+        return types.SimpleNamespace(inputs=lambda: [tensor], request_id=lambda: identity)
 
     def reciprocal(inputs: dict[str, float]) -> dict[str, float]:
         if inputs["x"] < 0:
             raise MsstsError("x is negative;\nsend another")
+        if inputs["x"] > 9:
+            raise Refused("come again")
         return {"y": 1 / inputs["x"]}
 
-    assert answer([request(-1), request(0), request(2)], reciprocal) == [
+    requests = [request(-1), request(0), request(2), request(10), request(-1, CANARY)]
+    assert answer(requests, reciprocal) == [
         ([], "invalid: x is negative; send another"),
         ([], "internal: internal error (ZeroDivisionError: division by zero); the server's log has the details"),
         ([("y", 0.5)], None),
+        ([], "unavailable: come again"),
+        ([], None),
     ]
     assert len(logged) == 1 and "Traceback" in logged[0]
 
