@@ -7,12 +7,16 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mssts.artefact import Kind
 from mssts.errors import MsstsError
 from mssts.manifest import FixedShape
 from mssts.runners import AUTO, runner_help
-from mssts.serving import LOOPBACK
+from mssts.serving import LOOPBACK, NONE, USUAL
+
+if TYPE_CHECKING:
+    from mssts.serving.server import Tls
 
 HELP = "serve an exported engine with Triton"
 
@@ -24,10 +28,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("grpc", "http", "metrics", "health"):
         parser.add_argument(f"--{name}-port", type=int, metavar="PORT", help="a free one by default")
     parser.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="where to listen (default: %(default)s)")
+    parser.add_argument(
+        "--trust-network", action="store_true",
+        help="listen where others can reach this server, an old build of Triton: inside a container's network, say",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tls-certificate", type=Path, metavar="FILE",
+        help="speak TLS on the gRPC port, with this certificate (PEM); HTTP and metrics stay on this machine then",
+    )  # fmt: skip
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's private key")
+    parser.add_argument(
+        "--tls-client-authority", type=Path, metavar="FILE",
+        help="serve only clients whose certificate this authority signed",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="cores for the engine (default: all)")
     parser.add_argument("--runner", default=AUTO, help=runner_help(Kind.ONNX))
     parser.add_argument(
-        "--warm", metavar="BxTxHxW", help="run this input shape once before the server is ready, as 1x5x360x640"
+        "--warm",
+        metavar="BxTxHxW",
+        default=USUAL,
+        help="run this input shape once before the server is ready, as 1x5x360x640, or none (default: the engine's own "
+        "shape, else a clip of its length at 16:9)",
     )
     parser.add_argument(
         "--max-queue", type=int, default=2, metavar="N",
@@ -55,12 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None and arguments.threads < 1:
         raise MsstsError(f"--threads must be at least 1, not {arguments.threads}")
     queue = QueueLimits(arguments.max_queue, arguments.max_queue_seconds)
-    warm = FixedShape.parse("--warm", arguments.warm)
+    tls = _tls(arguments)
+    warm = arguments.warm if arguments.warm in (USUAL, NONE) else FixedShape.parse("--warm", arguments.warm)
     # Not every parent leaves SIGINT to us: a shell ignores it for its background jobs.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    if arguments.host != LOOPBACK:
-        print(f"warning: anyone who reaches {arguments.host} can use this server", file=sys.stderr)
     try:
         with model_repository(arguments.model, arguments.threads, arguments.runner, warm, queue) as repository:
             server = TritonServer(
@@ -70,16 +90,36 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.metrics_port,
                 arguments.host,
                 arguments.startup_timeout,
+                tls,
+                arguments.trust_network,
             )
             limits = RestartLimits(arguments.max_restarts)
             supervisor = Supervisor(server, limits, lambda line: _say(line, server.log_path))
-            with HealthServer(arguments.host, arguments.health_port, supervisor.state) as health, server:
+            health_host = LOOPBACK if tls else arguments.host
+            with HealthServer(health_host, arguments.health_port, supervisor.state) as health, server:
                 print(f"{server.grpc_url} is ready (Triton {server.version}); Ctrl-C stops it")
                 print(f"http     {server.http_url}\nmetrics  {server.metrics_url}\nlog      {server.log_path}")
                 print(f"health   {health.url}/v2/health/ready", flush=True)
                 supervisor.run()
     except KeyboardInterrupt:
         return 0
+
+
+def _tls(arguments: argparse.Namespace) -> Tls | None:
+    """What the options say of TLS.
+
+    Raises:
+        MsstsError: a part of it is missing.
+    """
+    from mssts.serving.server import Tls
+
+    if arguments.tls_certificate is None and arguments.tls_key is None:
+        if arguments.tls_client_authority is not None:
+            raise MsstsError("--tls-client-authority needs --tls-certificate and --tls-key")
+        return None
+    if arguments.tls_certificate is None or arguments.tls_key is None:
+        raise MsstsError("TLS needs both --tls-certificate and --tls-key")
+    return Tls(arguments.tls_certificate, arguments.tls_key, arguments.tls_client_authority)
 
 
 def _say(line: str, log_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import json
 import os
 import secrets
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -42,6 +44,37 @@ if os.getppid() == int(sys.argv[1]):
 _CLOSED = "shared-memory,model-repository,trace,logging"
 
 
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM form for TLS on the gRPC port.
+
+    Attributes:
+        certificate: the server's, with the names or addresses by which clients call it.
+        key: its private key.
+        client_authority: if given, only clients with a certificate that this authority signed are served.
+    """
+
+    certificate: Path
+    key: Path
+    client_authority: Path | None = None
+
+    def flags(self) -> list[str]:
+        """The server's flags.
+
+        Raises:
+            MsstsError: a file is not there.
+        """
+        for path in (self.certificate, self.key, self.client_authority):
+            if path is not None and not path.is_file():
+                raise MsstsError(f"{path}: no such file; expected a PEM file for TLS")
+        mutual = ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_authority}"]
+        return [
+            *(["--grpc-use-ssl=true"] if self.client_authority is None else mutual),
+            f"--grpc-server-cert={self.certificate}",
+            f"--grpc-server-key={self.key}",
+        ]
+
+
 class TritonServer:
     """The real `tritonserver` on a model repository, from `__enter__`, which returns once it is ready, to `__exit__`.
 
@@ -50,7 +83,7 @@ class TritonServer:
     up, the kernel stops the server. (It does so when the *thread* that entered ends; let it outlive the block.)
 
     Attributes:
-        grpc_url: `grpc://host:port`.
+        grpc_url: `grpc://host:port`, or `grpcs://host:port`.
         http_url: `http://host:port`.
         metrics_url: where Prometheus reads.
         version: the server's own, as 2.51.0.
@@ -66,11 +99,36 @@ class TritonServer:
         metrics_port: int | None = None,
         host: str = LOOPBACK,
         startup_timeout: float = 120.0,
+        tls: Tls | None = None,
+        trust_network: bool = False,
     ) -> None:
-        """Ports that are None are chosen among the free ones; `startup_timeout` is in seconds."""
+        """A server that does not run yet.
+
+        Args:
+            model_repository: a folder, as `mssts.serving.repository` makes it.
+            grpc_port: a free one if None, as the next two.
+            http_port: see `grpc_port`.
+            metrics_port: see `grpc_port`.
+            host: where to listen. With `tls` it is the gRPC port alone that listens there: HTTP and metrics know no TLS
+                and stay on this machine.
+            startup_timeout: seconds to be ready in.
+            tls: for the gRPC port; it speaks plain text if None.
+            trust_network: allow a `host` that others can reach.
+
+        Raises:
+            MsstsError: others could reach `host`, and `trust_network` does not allow it.
+        """
+        if not _is_loopback(host) and not trust_network:
+            raise MsstsError(
+                f"{host}: others could reach this server, which is Triton 2.51 of 2024, a build with known holes. "
+                f"Listen on {LOOPBACK} and let a proxy or a newer Triton face the network (docs/serving.md); inside "
+                "a container's own network, --trust-network allows it"
+            )
         self._model_repository = Path(model_repository)
         self._asked_ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
         self._host = host
+        self._http_host = host if tls is None else LOOPBACK
+        self._tls = tls
         self._startup_timeout = startup_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._command: list[str] = []
@@ -95,15 +153,16 @@ class TritonServer:
             )
         installation = find_tritonserver()
         ports = _free_ports(self._host, self._asked_ports)
-        self.grpc_url = f"grpc://{self._host}:{ports['gRPC']}"
-        self.http_url = f"http://{self._host}:{ports['HTTP']}"
-        self.metrics_url = f"http://{self._host}:{ports['metrics']}/metrics"
+        http_host = _reachable(self._http_host)
+        self.grpc_url = f"{'grpc' if self._tls is None else 'grpcs'}://{self._host}:{ports['gRPC']}"
+        self.http_url = f"http://{http_host}:{ports['HTTP']}"
+        self.metrics_url = f"http://{http_host}:{ports['metrics']}/metrics"
         try:
             self._handle_signals()
             self._folder = make_temporary_folder("mssts-server-")
             self.log_path = self._folder / "tritonserver.log"
             self._environment = link_runtime(installation, self._folder)
-            self._environment[METRICS_ADDRESS] = f"{_reachable(self._host)}:{ports['metrics']}"
+            self._environment[METRICS_ADDRESS] = f"{http_host}:{ports['metrics']}"
             self._command = [str(installation.server), *self._flags(ports)]
             self.start()
         except BaseException:
@@ -193,10 +252,11 @@ class TritonServer:
             "--grpc-infer-allocation-pool-size=1",
             f"--grpc-address={self._host}",
             f"--grpc-port={ports['gRPC']}",
-            f"--http-address={self._host}",
+            f"--http-address={self._http_host}",
             f"--http-port={ports['HTTP']}",
-            f"--metrics-address={self._host}",
+            f"--metrics-address={self._http_host}",
             f"--metrics-port={ports['metrics']}",
+            *(self._tls.flags() if self._tls else []),
             f"--grpc-restricted-protocol={closed}",
             f"--http-restricted-api={closed}",
             # A prefix of our own tells which segments to remove if the server cannot.
@@ -229,6 +289,13 @@ class TritonServer:
         with open(self.log_path, "rb") as log:
             log.seek(self._log_start)
             return failure_reason(log.read().decode(errors="replace"))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _reachable(host: str) -> str:

@@ -15,15 +15,18 @@ import pytest
 from support.serving import (
     needs_wheel,
 )
+from support.toy_engine import write_toy_engine
 
 from mssts.cli import main
 from mssts.errors import MsstsError
+from mssts.manifest import FixedShape
 from mssts.segmenters.triton import TritonSegmenter
-from mssts.serving import installation
+from mssts.serving import NONE, USUAL, installation
 from mssts.serving.admission import Refused
 from mssts.serving.backend import answer
 from mssts.serving.health import CANARY
 from mssts.serving.model_config import MODELS, STAGES, config_pbtxt
+from mssts.serving.repository import write_model_repository
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,3 +144,15 @@ def test_client_without_a_server(url: str, told: str) -> None:
 def test_serve_refuses_a_missing_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--model", str(tmp_path / "absent")]) == 2
     assert re.fullmatch(r"mssts serve: error: .*absent: no such file.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [(None, "1x5x64x112"), (FixedShape(2, 4, 64, 128), "2x4x64x128")], ids=["any", "one"]
+)
+def test_a_server_is_warm_for_the_usual_clip(tmp_path: Path, shape: FixedShape | None, expected: str) -> None:
+    # The toy engine's rule is a short edge of 64 and a long one of 128: 16:9 is 64×113.8, in multiples of 8.
+    engine = write_toy_engine(tmp_path / "engine", shape).parent
+    write_model_repository(tmp_path / "usual", engine, warm=USUAL)
+    assert f'"warm" value {{ string_value: "{expected}" }}' in (tmp_path / "usual/engine/config.pbtxt").read_text()
+    write_model_repository(tmp_path / "none", engine, warm=NONE)
+    assert '"warm"' not in (tmp_path / "none/engine/config.pbtxt").read_text()

@@ -125,7 +125,9 @@ def start_serve(engine: Path, *options: str, environment: dict[str, str] | None 
     )  # fmt: skip
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(5)]
-    assert re.match(r"grpcs?://127\.0\.0\.1:\d+ is ready", lines[0]), process.communicate()
+    if not re.match(r"grpcs?://\S+:\d+ is ready", lines[0]):
+        process.kill()
+        raise AssertionError((lines, process.communicate()))
     http, metrics, log, health = (line.split()[1] for line in lines[1:])
     return Served(process, lines[0].split()[0], http, metrics, Path(log), health)
 
