@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from mssts.errors import MsstsError
 
 METRICS_ADDRESS = "MSSTS_METRICS_ADDRESS"  # the environment variable; host:port
+STOPPING_FILE = "MSSTS_STOPPING_FILE"  # the environment variable; while that file is there, no clip is let in
 _DEFAULT_METRICS = "127.0.0.1:8002"  # Triton's own default
 _SECONDS = 1.0  # that the server may take to say
 _WAITING = re.compile(rb'^nv_inference_pending_request_count\{model="engine".*?\} (\d+)', re.MULTILINE)
@@ -56,9 +57,11 @@ class Admission:
     Args:
         limits: the limit.
         address: host:port of the server's metrics, from the environment if None.
+        stopping_file: no clip passes while it is there; from the environment if None.
     """
 
-    def __init__(self, limits: QueueLimits, address: str | None = None) -> None:
+    def __init__(self, limits: QueueLimits, address: str | None = None, stopping_file: str | None = None) -> None:
+        self._stopping_file = stopping_file or os.environ.get(STOPPING_FILE, "")
         self._limits = limits
         self._address = address or os.environ.get(METRICS_ADDRESS, _DEFAULT_METRICS)
         self._connection = http.client.HTTPConnection(self._address, timeout=_SECONDS)
@@ -70,8 +73,10 @@ class Admission:
             Why the server does not say, None where it does.
 
         Raises:
-            Refused: as many wait as may.
+            Refused: as many wait as may, or the server is about to stop.
         """
+        if self._stopping_file and os.path.exists(self._stopping_file):  # noqa: PTH110  (for every clip)
+            raise Refused("the server is stopping; send the clip to another, or again later")
         try:
             self._connection.request("GET", "/metrics")
             page = self._connection.getresponse().read()

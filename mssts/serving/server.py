@@ -16,19 +16,22 @@ import sys
 import threading
 import time
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from mssts.errors import MsstsError
 from mssts.serving import LOOPBACK
-from mssts.serving.admission import METRICS_ADDRESS
+from mssts.serving.admission import METRICS_ADDRESS, STOPPING_FILE
+from mssts.serving.health import Endpoint, Unanswered, ask_canary, models_of_python
 from mssts.serving.installation import find_tritonserver, is_one_word, link_runtime, make_temporary_folder
 from mssts.serving.log import failure_reason
+from mssts.serving.model_config import STAGES
 from mssts.serving.processes import fault_of, stubs_of
 
 _STOP_SECONDS = 15.0
+_LEAST_STOP_SECONDS = 3.0  # Triton looks once a second whether its models are unloaded
 _POLL_SECONDS = 0.05
 
 # Runs `tritonserver` in the place of this interpreter, after asking the kernel to end it when its parent dies, however
@@ -163,6 +166,7 @@ class TritonServer:
             self.log_path = self._folder / "tritonserver.log"
             self._environment = link_runtime(installation, self._folder)
             self._environment[METRICS_ADDRESS] = f"{http_host}:{ports['metrics']}"
+            self._environment[STOPPING_FILE] = str(self._folder / "stopping")
             self._command = [str(installation.server), *self._flags(ports)]
             self.start()
         except BaseException:
@@ -179,6 +183,10 @@ class TritonServer:
     def pid(self) -> int:
         """The id of the server's process, 0 while there is none."""
         return 0 if self._process is None else self._process.pid
+
+    def fault(self) -> str | None:
+        """What is wrong with the processes of the server and of its models, None if nothing."""
+        return fault_of(self.pid, self.stubs)
 
     def start(self) -> None:
         """Starts the server's process, after `kill`, on the same ports, and waits until every model is ready.
@@ -209,14 +217,36 @@ class TritonServer:
             segment.unlink(missing_ok=True)
 
     def stop(self, grace_seconds: float = _STOP_SECONDS) -> None:
-        """Ends the server and all it started: asks, waits `grace_seconds` for requests in flight, then kills."""
+        """Ends the server and all it started: lets in no more clips, finishes those in flight, asks, then kills.
+
+        Asking and finishing take `grace_seconds` together at most.
+        """
         try:
             # With a dead stub it would take ten seconds to end.
-            if self._process is not None and grace_seconds and not fault_of(self._process.pid, self.stubs):
+            if self._process is not None and grace_seconds and self.stubs and not self.fault():
+                deadline = time.monotonic() + grace_seconds
+                self._drain(deadline)
                 os.kill(self._process.pid, signal.SIGTERM)  # Popen's own methods would reap it
-                _wait_without_reaping(self._process.pid, grace_seconds)
+                _wait_without_reaping(self._process.pid, max(deadline - time.monotonic(), _LEAST_STOP_SECONDS))
         finally:
             self._clean_up()
+
+    def _drain(self, deadline: float) -> None:
+        """Waits until no clip is in flight.
+
+        Triton itself drops a clip that is on its way from one model to the next when it is asked to stop.
+        """
+        assert self._folder is not None
+        (self._folder / "stopping").touch()
+        with contextlib.suppress(Unanswered, OSError):
+            endpoint = Endpoint.parse(self.http_url)
+            configs = models_of_python(endpoint, STAGES)
+            # Models answer in order, so what came before a canary has gone on to the next model when it is answered.
+            for name in (name for name in STAGES if name in configs):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                ask_canary(replace(endpoint, timeout=left), configs[name])
 
     def _clean_up(self) -> None:
         self.kill()

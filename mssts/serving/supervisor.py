@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 from mssts.errors import MsstsError
 from mssts.serving.health import Endpoint, Unanswered, ask_canary, models_of_python
 from mssts.serving.model_config import STAGES
-from mssts.serving.processes import fault_of
 from mssts.serving.server import TritonServer
 
 _TICK_SECONDS = 0.2  # between two looks at the processes
@@ -98,7 +97,7 @@ class Supervisor:
             time.sleep(_TICK_SECONDS)
 
     def _fault(self) -> str | None:
-        fault = fault_of(self._server.pid, self._server.stubs)
+        fault = self._server.fault()
         return self._watch.fault if fault is None and self._watch is not None else fault
 
     def _is_up(self) -> None:
