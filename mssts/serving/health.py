@@ -144,7 +144,7 @@ def check(endpoint: Endpoint, names: tuple[str, ...], metrics: Endpoint | None, 
                 return f"the model {name} is not ready"
         python = models_of_python(endpoint, names)
         if endpoint.host in ("127.0.0.1", "localhost", "::1"):
-            for pid in servers(endpoint.port):
+            for pid in servers("http", endpoint.port):
                 stubs = stubs_of(pid)
                 fault = fault_of(pid, stubs)
                 expected = sum(_instances(config) for config in python.values())

@@ -84,13 +84,14 @@ def stubs_of(server: int) -> dict[int, str]:
     return found
 
 
-def servers(http_port: int) -> list[int]:
-    """The ids of the tritonserver processes that serve HTTP on a port."""
+def servers(protocol: str, port: int) -> list[int]:
+    """The ids of the tritonserver processes that serve a protocol, `http` or `grpc`, on a port."""
+    option, usual = f"--{protocol}-port=", {"http": "8000", "grpc": "8001"}[protocol]
     found = []
     for one in _all():
         if one.name == _SERVER:
-            ports = [text.partition("=")[2] for text in command_line(one.pid) if text.startswith("--http-port=")]
-            if str(http_port) in (ports or ["8000"]):
+            ports = [text.removeprefix(option) for text in command_line(one.pid) if text.startswith(option)]
+            if str(port) in (ports or [usual]):
                 found.append(one.pid)
     return found
 

@@ -136,7 +136,7 @@ def test_the_probe_sees_what_the_server_does_not_say(
         assert main(probe) == 1
         assert "the process of a model" in (said := capsys.readouterr().err) and "signal 9" in said
         # As over a network, where the processes cannot be seen.
-        monkeypatch.setattr("mssts.serving.health.servers", lambda port: [])
+        monkeypatch.setattr("mssts.serving.health.servers", lambda protocol, port: [])
         assert main([*probe, "--no-canary"]) == 0
         assert main(probe) == 1
         assert "engine does not answer (Stub process 'engine_0_0' is not healthy" in capsys.readouterr().err
