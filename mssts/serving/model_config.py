@@ -32,7 +32,7 @@ _FROM_ENGINE = {spec.name: f"engine_{spec.name}" for spec in contract.ENGINE_OUT
 
 _STAGES = {
     "preprocess": _Stage(
-        inputs=(contract.FRAMES_JPEG, contract.FRAMES_RAW),
+        inputs=(contract.FRAMES_JPEG, contract.FRAMES_RAW, contract.FRAME_SIZE),
         outputs=(*contract.ENGINE_INPUTS, contract.ORIGINAL_SIZE, contract.ARRIVED),
         input_names={},
         output_names={},

@@ -159,3 +159,54 @@ def test_raw_frames_as_jpeg(server: TritonServer, local: LocalSegmenter) -> None
         found, expected = segmenter.segment(clip, 0.1), local.segment(clip, 0.1)
     assert found.labels.tolist() == expected.labels.tolist()
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=8)  # JPEG blurs borders by up to a cell of the engine
+
+
+@needs_server
+@pytest.mark.parametrize("size", [(128, 192), (720, 1280), (101, 333), (61, 47), (64, 112)])
+@pytest.mark.parametrize("resize", [True, False], ids=["resized here", "as they are"])
+def test_frames_resized_by_the_client_have_the_same_result(
+    server: TritonServer, local: LocalSegmenter, size: tuple[int, int], resize: bool
+) -> None:
+    clip = clip_with_rectangles(3, *size)
+    with mssts.load(server.grpc_url, client=ClientOptions(resize=resize)) as segmenter:
+        assert_same(segmenter.segment(clip), local.segment(clip))
+
+
+@needs_server
+@pytest.mark.parametrize(
+    ("frame_size", "said"),
+    [
+        ([128, 200], r"frames of 200×128 are 104×64 for this engine, and the ones that were sent are 96×64"),
+        ([0, 5], "must have pixels, not 5×0"),
+        ([-128, 192], "must have pixels, not 192×-128"),
+        ([2**31 - 1, 2**31 - 1], "over the limit of 8294400 pixels"),
+    ],
+)
+def test_a_size_that_does_not_go_with_the_frames_is_refused(
+    server: TritonServer, frame_size: list[int], said: str
+) -> None:
+    import tritonclient.grpc as triton
+
+    frames = np.zeros((3, 64, 96, 3), np.uint8)
+    inputs = [
+        triton.InferInput("frames_raw", frames.shape, "UINT8").set_data_from_numpy(frames),
+        triton.InferInput("frame_size", [2], "INT32").set_data_from_numpy(np.array(frame_size, np.int32)),
+    ]
+    with (
+        triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as plain,
+        pytest.raises(triton.InferenceServerException, match=said),
+    ):
+        plain.infer("mssts_vis", inputs)
+
+
+@needs_server
+def test_five_frames_of_720p_are_few_bytes(server: TritonServer) -> None:
+    from mssts.segmenters.triton.messages import request_inputs
+
+    frames = np.random.default_rng(0).integers(0, 256, (5, 90, 160, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    with mssts.load(server.grpc_url) as segmenter:
+        raw = request_inputs(frames, 0.0, ClientOptions(), segmenter.manifest)
+        assert [tensor.name() for tensor in raw] == ["frames_raw", "score_threshold", "frame_size"]
+        assert len(raw[0]._get_content()) == 5 * 64 * 112 * 3
+        jpeg = request_inputs(frames, 0.0, ClientOptions(jpeg_quality=95))
+        assert len(jpeg[0]._get_content()) < 2_000_000

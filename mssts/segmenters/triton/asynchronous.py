@@ -50,6 +50,7 @@ class AsyncTritonSegmenter:
         self._options = options or ClientOptions()
         self._pool = Pool([])
         self._manifest: Manifest | None = None
+        self._resizes = options is None or options.resize
 
     @property
     def manifest(self) -> Manifest:
@@ -101,7 +102,8 @@ class AsyncTritonSegmenter:
         from mssts.segmenters.triton.messages import read_instances, request_inputs
 
         manifest = self.manifest
-        inputs = await asyncio.to_thread(request_inputs, frames_THWC, score_threshold, self._options)
+        resize_for = manifest if self._resizes else None
+        inputs = await asyncio.to_thread(request_inputs, frames_THWC, score_threshold, self._options, resize_for)
         return read_instances(await self._infer(inputs), manifest)
 
     async def segment_many(
@@ -137,12 +139,13 @@ class AsyncTritonSegmenter:
         return stage_times(answers)
 
     async def _learn(self, server: Server) -> None:
-        from mssts.segmenters.triton.messages import check_same_engine, read_manifest
+        from mssts.segmenters.triton.messages import check_same_engine, read_manifest, takes_resized
 
         answer = await server.client.get_model_config(contract.ENSEMBLE, client_timeout=CONNECT_SECONDS)
         manifest = read_manifest(answer, server.address)
         self._manifest = self._manifest or manifest
         check_same_engine(manifest, self._manifest, server.address)
+        self._resizes = self._resizes and takes_resized(answer)
         server.is_known = True
 
     async def _infer(self, inputs: list[Any]) -> Any:

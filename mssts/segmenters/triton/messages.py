@@ -18,26 +18,56 @@ from mssts.segmenters.triton.options import ClientOptions
 
 
 def request_inputs(
-    frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float, options: ClientOptions
+    frames_THWC: np.ndarray | Sequence[bytes],
+    score_threshold: float,
+    options: ClientOptions,
+    resize_for: Manifest | None = None,
 ) -> list[triton.InferInput]:
     """The tensors of a request for one clip.
+
+    Args:
+        frames_THWC: the clip.
+        score_threshold: see `Segmenter.segment`.
+        options: the client's.
+        resize_for: resize raw frames here as the server would, where the engine's are smaller: the same result from
+            fewer bytes. The manifest of the engine; None to send them as they are.
 
     Raises:
         MsstsError: the frames are of the wrong type.
     """
+    threshold = _tensor(contract.SCORE_THRESHOLD, np.array([score_threshold], np.float32))
     if not isinstance(frames_THWC, np.ndarray):
-        clip = _tensor(contract.FRAMES_JPEG, np.array(frames_THWC, dtype=object))
-    else:
-        if frames_THWC.dtype != np.uint8:
-            raise MsstsError(f"frames must be uint8, not {frames_THWC.dtype}")
-        if options.jpeg_quality is None:
-            clip = _tensor(contract.FRAMES_RAW, frames_THWC)
-        else:
-            from mssts.media.images import encode_jpeg
+        return [_tensor(contract.FRAMES_JPEG, np.array(frames_THWC, dtype=object)), threshold]
+    if frames_THWC.dtype != np.uint8:
+        raise MsstsError(f"frames must be uint8, not {frames_THWC.dtype}")
+    tensors = [threshold]
+    resized_THWC = None if resize_for is None else _resized(frames_THWC, resize_for)
+    if resized_THWC is not None:
+        tensors.append(_tensor(contract.FRAME_SIZE, np.array(frames_THWC.shape[1:3], np.int32)))
+        frames_THWC = resized_THWC
+    if options.jpeg_quality is None:
+        return [_tensor(contract.FRAMES_RAW, frames_THWC), *tensors]
+    from mssts.media.images import encode_jpeg
 
-            encoded = [encode_jpeg(frame_HWC, options.jpeg_quality) for frame_HWC in frames_THWC]
-            clip = _tensor(contract.FRAMES_JPEG, np.array(encoded, dtype=object))
-    return [clip, _tensor(contract.SCORE_THRESHOLD, np.array([score_threshold], np.float32))]
+    encoded = [encode_jpeg(frame_HWC, options.jpeg_quality) for frame_HWC in frames_THWC]
+    return [_tensor(contract.FRAMES_JPEG, np.array(encoded, dtype=object)), *tensors]
+
+
+def _resized(frames_THWC: np.ndarray, manifest: Manifest) -> np.ndarray | None:
+    """The frames at the engine's size, None where that has no fewer pixels, or the server is to refuse them."""
+    from mssts.segmenters.preprocessing import engine_input, input_size
+
+    if frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3 or 0 in frames_THWC.shape:
+        return None
+    frames, height, width, _ = frames_THWC.shape
+    target = input_size(height, width, manifest.input, manifest.shape)
+    limits = contract.LIMITS
+    if target[0] * target[1] >= height * width or frames > limits.frames or height * width > limits.pixels:
+        return None
+    if frames * height * width > limits.total_pixels:
+        return None
+    frames_BTHWC, _ = engine_input(frames_THWC, manifest.input, shape=manifest.shape)
+    return frames_BTHWC[0]
 
 
 def _tensor(spec: contract.TensorSpec, array: np.ndarray) -> triton.InferInput:
@@ -68,6 +98,11 @@ def read_manifest(answer: Any, address: Address) -> Manifest:
     if "manifest" not in parameters:
         raise MsstsError(f"{address}: its model {contract.ENSEMBLE} carries no manifest; start it with `mssts serve`")
     return Manifest.from_json(json.loads(parameters["manifest"].string_value), f"{address}: manifest")
+
+
+def takes_resized(answer: Any) -> bool:
+    """Whether a server takes frames that the client has resized, by the ensemble's configuration."""
+    return any(tensor.name == contract.FRAME_SIZE.name for tensor in answer.config.input)
 
 
 def check_same_engine(found: Manifest, expected: Manifest, address: Address) -> None:

@@ -21,6 +21,8 @@ class ClientOptions:
             for `grpcs://`, as the next two.
         certificate: PEM file of this client's own certificate, where the server asks for one.
         key: PEM file of its private key.
+        resize: frames that the engine takes smaller are resized here, as the server would: the same result from fewer
+            bytes, at this machine's expense.
         jpeg_quality: raw frames are sent as JPEG of this quality, 1 to 100: fewer bytes, slightly other pixels. As they
             are if None.
     """
@@ -31,6 +33,7 @@ class ClientOptions:
     root_certificates: Path | str | None = None
     certificate: Path | str | None = None
     key: Path | str | None = None
+    resize: bool = True
     jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:

@@ -53,6 +53,7 @@ class TritonSegmenter(Segmenter):
             ]
         )
         self._manifest: Manifest | None = None
+        self._resizes = options is None or options.resize
         try:
             self._connect()
         except BaseException:
@@ -82,7 +83,8 @@ class TritonSegmenter(Segmenter):
         from mssts.segmenters.triton.messages import read_instances, request_inputs
 
         start = time.perf_counter()
-        inputs = request_inputs(frames_THWC, score_threshold, self._options)
+        resize_for = self.manifest if self._resizes else None
+        inputs = request_inputs(frames_THWC, score_threshold, self._options, resize_for)
         found = read_instances(self._infer(inputs), self.manifest)
         with self._lock:
             self._request_seconds += time.perf_counter() - start
@@ -158,7 +160,7 @@ class TritonSegmenter(Segmenter):
 
     def _learn(self, server: Server) -> None:
         """Reads a server's manifest, which must be that of the others."""
-        from mssts.segmenters.triton.messages import check_same_engine, read_manifest
+        from mssts.segmenters.triton.messages import check_same_engine, read_manifest, takes_resized
 
         answer = server.client.get_model_config(contract.ENSEMBLE, client_timeout=CONNECT_SECONDS)
         manifest = read_manifest(answer, server.address)
@@ -166,6 +168,7 @@ class TritonSegmenter(Segmenter):
             if self._manifest is None:
                 self._manifest = manifest
         check_same_engine(manifest, self.manifest, server.address)
+        self._resizes = self._resizes and takes_resized(answer)
         server.is_known = True
 
     def _infer(self, inputs: list[Any]) -> Any:

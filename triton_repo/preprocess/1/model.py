@@ -4,7 +4,7 @@ import numpy as np
 
 from mssts import contract
 from mssts.errors import MsstsError
-from mssts.segmenters.preprocessing import decode_frames, engine_input
+from mssts.segmenters.preprocessing import decode_frames, engine_input, resized_input
 from mssts.serving.admission import Admission, Refused, stamp
 from mssts.serving.backend import (
     Counter,
@@ -41,11 +41,17 @@ class TritonPythonModel:
             raise MsstsError(f"a request holds one of {names}, but this one holds {given}")
         self.admit()
         frames_THWC = decode_frames(list(encoded)) if raw is None else raw
-        frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self.manifest.input, shape=self.manifest.shape)
+        rule, shape = self.manifest.input, self.manifest.shape
+        if contract.FRAME_SIZE.name in inputs:
+            height, width = map(int, inputs[contract.FRAME_SIZE.name])
+            frames_BTHWC, sizes_B2 = resized_input(frames_THWC, (height, width), rule, shape=shape)
+        else:
+            height, width = frames_THWC.shape[1:3]
+            frames_BTHWC, sizes_B2 = engine_input(frames_THWC, rule, shape=shape)
         return {
             contract.FRAMES.name: frames_BTHWC,
             contract.SIZES.name: sizes_B2,
-            contract.ORIGINAL_SIZE.name: np.array(frames_THWC.shape[1:3], np.int32),
+            contract.ORIGINAL_SIZE.name: np.array([height, width], np.int32),
             contract.ARRIVED.name: np.array([stamp()], np.int32),
         }
 
