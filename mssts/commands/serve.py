@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="listen where others can reach this server, an old build of Triton: inside a container's network, say",
     )  # fmt: skip
     parser.add_argument(
+        "--allow-shared-memory", action="store_true",
+        help="let clients name shared memory of this machine for the server to read and write, other programs' too",
+    )  # fmt: skip
+    parser.add_argument(
         "--tls-certificate", type=Path, metavar="FILE",
         help="speak TLS on the gRPC port, with this certificate (PEM); HTTP and metrics stay on this machine then",
     )  # fmt: skip
@@ -92,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.startup_timeout,
                 tls,
                 arguments.trust_network,
+                arguments.allow_shared_memory,
             )
             limits = RestartLimits(arguments.max_restarts)
             supervisor = Supervisor(server, limits, lambda line: _say(line, server.log_path))

@@ -44,7 +44,8 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 # These let a client read or write outside its own request: memory, files, settings. Nobody is told the key.
-_CLOSED = "shared-memory,model-repository,trace,logging"
+_CLOSED = ("model-repository", "trace", "logging")
+_SHARED_MEMORY = "shared-memory"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class TritonServer:
         startup_timeout: float = 120.0,
         tls: Tls | None = None,
         trust_network: bool = False,
+        allow_shared_memory: bool = False,
     ) -> None:
         """A server that does not run yet.
 
@@ -117,6 +119,8 @@ class TritonServer:
             startup_timeout: seconds to be ready in.
             tls: for the gRPC port; it speaks plain text if None.
             trust_network: allow a `host` that others can reach.
+            allow_shared_memory: let clients name shared memory of this machine for the server to read and write, that
+                of other programs included.
 
         Raises:
             MsstsError: others could reach `host`, and `trust_network` does not allow it.
@@ -132,6 +136,7 @@ class TritonServer:
         self._host = host
         self._http_host = host if tls is None else LOOPBACK
         self._tls = tls
+        self._allow_shared_memory = allow_shared_memory
         self._startup_timeout = startup_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._command: list[str] = []
@@ -267,7 +272,8 @@ class TritonServer:
 
     def _flags(self, ports: dict[str, int]) -> list[str]:
         assert self._folder is not None
-        closed = f"{_CLOSED}:mssts={secrets.token_hex(16)}"
+        kept_closed = _CLOSED if self._allow_shared_memory else (_SHARED_MEMORY, *_CLOSED)
+        closed = f"{','.join(kept_closed)}:mssts={secrets.token_hex(16)}"
         return [
             f"--id={self._id}",
             f"--model-repository={self._model_repository}",

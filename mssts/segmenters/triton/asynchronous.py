@@ -48,6 +48,8 @@ class AsyncTritonSegmenter:
             raise MsstsError("the gRPC client is not installed: `pip install 'mssts[client]'`") from None
         self._addresses = parse_urls(urls)
         self._options = options or ClientOptions()
+        if self._options.shared_memory:
+            raise MsstsError("shared memory is not for asyncio; use mssts.load")
         self._pool = Pool([])
         self._manifest: Manifest | None = None
         self._resizes = options is None or options.resize

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -16,12 +16,16 @@ from mssts.segmenters.base import Instances
 from mssts.segmenters.triton.addresses import Address
 from mssts.segmenters.triton.options import ClientOptions
 
+if TYPE_CHECKING:
+    from mssts.segmenters.triton.shared_memory import Region
+
 
 def request_inputs(
     frames_THWC: np.ndarray | Sequence[bytes],
     score_threshold: float,
     options: ClientOptions,
     resize_for: Manifest | None = None,
+    region_for: Callable[[int], Region] | None = None,
 ) -> list[triton.InferInput]:
     """The tensors of a request for one clip.
 
@@ -31,6 +35,7 @@ def request_inputs(
         options: the client's.
         resize_for: resize raw frames here as the server would, where the engine's are smaller: the same result from
             fewer bytes. The manifest of the engine; None to send them as they are.
+        region_for: gives shared memory of a size, which raw frames are written to; None to send them.
 
     Raises:
         MsstsError: the frames are of the wrong type.
@@ -46,7 +51,12 @@ def request_inputs(
         tensors.append(_tensor(contract.FRAME_SIZE, np.array(frames_THWC.shape[1:3], np.int32)))
         frames_THWC = resized_THWC
     if options.jpeg_quality is None:
-        return [_tensor(contract.FRAMES_RAW, frames_THWC), *tensors]
+        if region_for is None or not frames_THWC.size:
+            return [_tensor(contract.FRAMES_RAW, frames_THWC), *tensors]
+        region = region_for(frames_THWC.nbytes)
+        region.write(frames_THWC)
+        shared = triton.InferInput(contract.FRAMES_RAW.name, list(frames_THWC.shape), contract.FRAMES_RAW.triton_dtype)
+        return [shared.set_shared_memory(region.name, frames_THWC.nbytes), *tensors]
     from mssts.media.images import encode_jpeg
 
     encoded = [encode_jpeg(frame_HWC, options.jpeg_quality) for frame_HWC in frames_THWC]

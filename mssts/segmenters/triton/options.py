@@ -25,6 +25,8 @@ class ClientOptions:
             bytes, at this machine's expense.
         jpeg_quality: raw frames are sent as JPEG of this quality, 1 to 100: fewer bytes, slightly other pixels. As they
             are if None.
+        shared_memory: hand raw frames to the servers through shared memory. They must be on this machine and allow it.
+            Not for asyncio.
     """
 
     timeout: float = 300.0
@@ -35,6 +37,7 @@ class ClientOptions:
     key: Path | str | None = None
     resize: bool = True
     jpeg_quality: int | None = None
+    shared_memory: bool = False
 
     def __post_init__(self) -> None:
         if self.timeout <= 0 or self.reconnect < 0:

@@ -27,12 +27,14 @@ class Server:
         address: where it listens.
         client: tritonclient's client of it.
         is_known: its manifest was read since it last failed to answer.
+        regions: names of the shared memory that it knows.
     """
 
     def __init__(self, address: Address, client: Any) -> None:
         self.address = address
         self.client = client
         self.is_known = False
+        self.regions: set[str] = set()
         self.in_flight = 0
         self.usable_from = 0.0
         self.failures = 0  # in a row
@@ -75,6 +77,7 @@ class Pool:
             server.failures += 1
             if failure.kind is not Kind.FULL:
                 server.is_known = False
+                server.regions.clear()
             first, last = _PAUSES[failure.kind]
             pause = min(last, first * 2 ** min(server.failures - 1, 16))
             server.usable_from = self.clock() + pause * (1 - self._fraction() / 2)

@@ -19,6 +19,7 @@ from mssts.segmenters.triton.addresses import parse_urls
 from mssts.segmenters.triton.failures import failure_of
 from mssts.segmenters.triton.options import ClientOptions
 from mssts.segmenters.triton.retries import CONNECT_SECONDS, Attempts, Pool, Server, connect_error
+from mssts.segmenters.triton.shared_memory import Region, Regions, check_allowed
 from mssts.segmenters.triton.statistics import StageTime, stage_seconds, stage_times
 
 
@@ -54,8 +55,11 @@ class TritonSegmenter(Segmenter):
         )
         self._manifest: Manifest | None = None
         self._resizes = options is None or options.resize
+        self._regions = Regions() if self._options.shared_memory else None
         try:
             self._connect()
+            if self._regions is not None:
+                check_allowed(self._pool.servers, self._exception)
         except BaseException:
             self.close()
             raise
@@ -84,8 +88,20 @@ class TritonSegmenter(Segmenter):
 
         start = time.perf_counter()
         resize_for = self.manifest if self._resizes else None
-        inputs = request_inputs(frames_THWC, score_threshold, self._options, resize_for)
-        found = read_instances(self._infer(inputs), self.manifest)
+        shared: list[Region] = []  # the one of this clip, if it uses any
+
+        def region_for(size: int) -> Region:
+            assert self._regions is not None
+            shared.append(self._regions.take(size))
+            return shared[0]
+
+        try:
+            place = None if self._regions is None else region_for
+            inputs = request_inputs(frames_THWC, score_threshold, self._options, resize_for, place)
+            found = read_instances(self._infer(inputs, shared), self.manifest)
+        finally:
+            if self._regions is not None:
+                self._regions.give_back(shared)
         with self._lock:
             self._request_seconds += time.perf_counter() - start
         return found
@@ -144,6 +160,8 @@ class TritonSegmenter(Segmenter):
     def close(self) -> None:
         """Closes the connections; requests in flight fail."""
         self._closed.set()
+        if self._regions is not None:
+            self._regions.close(self._pool.servers, self._exception)
         for server in self._pool.servers:
             server.client.close()
 
@@ -171,7 +189,7 @@ class TritonSegmenter(Segmenter):
         self._resizes = self._resizes and takes_resized(answer)
         server.is_known = True
 
-    def _infer(self, inputs: list[Any]) -> Any:
+    def _infer(self, inputs: list[Any], shared: Sequence[Region]) -> Any:
         attempts = Attempts(self._pool, self._options.timeout, self._options.reconnect)
         while True:
             server, wait = attempts.take()
@@ -182,6 +200,8 @@ class TritonSegmenter(Segmenter):
             try:
                 if not server.is_known:
                     self._learn(server)
+                for region in shared:
+                    region.register(server)
                 result = server.client.infer(contract.ENSEMBLE, inputs, client_timeout=attempts.remaining)
             except self._exception as error:
                 failure = failure_of(error)
