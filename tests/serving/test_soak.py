@@ -59,10 +59,10 @@ def r50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The baseline of the paper's first table, with random weights, exported."""
     from mssts.bench.fps.engines import saved_random_checkpoint
     from mssts.export.exporter import export_checkpoint
-    from mssts.model.config import PRESETS
+    from mssts.model.config import preset
 
     folder = tmp_path_factory.mktemp("r50")
-    export_checkpoint(saved_random_checkpoint(PRESETS["mssts_r50"], folder), folder / "engine")
+    export_checkpoint(saved_random_checkpoint(preset("mssts_r50"), folder), folder / "engine")
     return folder / "engine"
 
 
