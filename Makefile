@@ -18,7 +18,7 @@ configure = PATH="$(abspath $(BIN)):$$PATH" cmake -S plugins -B build/plugins -G
   -DMSSTS_PYTHON="$(abspath $(BIN))/python" $(1)
 BUILD := PATH="$(abspath $(BIN)):$$PATH" cmake --build build/plugins
 
-.PHONY: help setup demo plugins test test-long test-gpu bench-gpu lint format clean
+.PHONY: help setup demo plugins test test-long test-soak test-gpu bench-gpu lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ test: setup $(if $(CXX_FOUND),plugins) ## every test that runs without a GPU
 
 test-long: setup ## the tests that take minutes: whole presets exported, and through TensorRT-RTX's builder
 	$(BIN)/python -m pytest -m long
+
+test-soak: setup $(if $(CXX_FOUND),plugins) ## minutes of load, floods and thousands of broken requests on the real server; a quiet machine
+	$(BIN)/python -m pytest -m soak -s
 
 test-gpu: setup plugins ## the tests that need an NVIDIA GPU; an error, not a skip, where there is none
 	$(BIN)/python -m pytest -m gpu --require-gpu

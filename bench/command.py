@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-HELP = "measure: fps (whole engines), kernels (the two ops), switches (what each of the model's switches costs)"
+HELP = "measure: fps (whole engines), kernels (the two ops), load (a server), switches (what each costs)"
 
 BENCHMARKS = {
     "fps": "mssts.bench.fps.command",
     "kernels": "mssts.bench.kernels.command",
+    "load": "mssts.bench.load",
     "switches": "mssts.bench.switches",
 }
 

@@ -21,12 +21,25 @@ if TYPE_CHECKING:
     from mssts.prediction.predictor import predict
     from mssts.segmenters import load
     from mssts.segmenters.base import Instances, Segmenter
+    from mssts.segmenters.triton import AsyncTritonSegmenter, ClientOptions
 
 __version__ = "0.2.0"
 
-__all__ = ["Instances", "MsstsError", "Segmenter", "__version__", "evaluate", "load", "predict"]
+__all__ = [
+    "AsyncTritonSegmenter",
+    "ClientOptions",
+    "Instances",
+    "MsstsError",
+    "Segmenter",
+    "__version__",
+    "evaluate",
+    "load",
+    "predict",
+]
 
 _MODULES = {
+    "AsyncTritonSegmenter": "mssts.segmenters.triton",
+    "ClientOptions": "mssts.segmenters.triton",
     "Instances": "mssts.segmenters.base",
     "MsstsError": "mssts.errors",
     "Segmenter": "mssts.segmenters.base",

@@ -26,6 +26,7 @@ COMMANDS = {
     "quantize": "mssts.export.quantization.command",
     "build-engine": "mssts.export.tensorrt.command",
     "serve": "mssts.commands.serve",
+    "health": "mssts.commands.health",
     "predict": "mssts.commands.predict",
     "evaluate": "mssts.commands.evaluate",
     "bench": "mssts.bench.command",

@@ -68,17 +68,28 @@ FRAMES_RAW = TensorSpec("frames_raw", "uint8", ("T", "H", "W", 3), "RGB frames",
 SCORE_THRESHOLD = TensorSpec(
     "score_threshold", "float32", (1,), "instances below it are not returned; 0 if absent", optional=True
 )
-REQUEST_INPUTS = (FRAMES_JPEG, FRAMES_RAW, SCORE_THRESHOLD)
+FRAME_SIZE = TensorSpec(
+    "frame_size",
+    "int32",
+    (2,),
+    "height and width of the frames before the client resized them to the engine's; the frames' own if absent",
+    optional=True,
+)
+REQUEST_INPUTS = (FRAMES_JPEG, FRAMES_RAW, SCORE_THRESHOLD, FRAME_SIZE)
 
-ORIGINAL_SIZE = TensorSpec("original_size", "int32", (2,), "height and width of the frames as they were sent")
+ORIGINAL_SIZE = TensorSpec("original_size", "int32", (2,), "height and width of the client's frames")
+# Inside the ensemble alone, so that the engine skips what has waited for it too long.
+ARRIVED = TensorSpec(
+    "arrived_ms", "int32", (1,), "when the frames were decoded; see mssts.serving.admission", optional=True
+)
 
 RESULT_SCORES = TensorSpec("scores", "float32", ("N",), "class probability, highest first")
 RESULT_LABELS = TensorSpec("labels", "int32", ("N",), "index into the manifest's classes")
-RESULT_BOXES = TensorSpec("boxes", "float32", ("N", "T", 4), "x1, y1, x2, y2 in pixels of the sent frames")
+RESULT_BOXES = TensorSpec("boxes", "float32", ("N", "T", 4), "x1, y1, x2, y2 in pixels of the client's frames")
 RESULT_RLES = TensorSpec(
-    "mask_rles", "bytes", ("N", "T"), "COCO compressed run lengths of the sent size; empty where no mask"
+    "mask_rles", "bytes", ("N", "T"), "COCO compressed run lengths of the frames' size; empty where no mask"
 )
-RESULT_SIZE = TensorSpec("mask_size", "int32", (2,), "height and width of the masks: those of the sent frames")
+RESULT_SIZE = TensorSpec("mask_size", "int32", (2,), "height and width of the masks: those of the client's frames")
 RESULT_OUTPUTS = (RESULT_SCORES, RESULT_LABELS, RESULT_BOXES, RESULT_RLES, RESULT_SIZE)
 
 ENSEMBLE = "mssts_vis"

@@ -6,7 +6,7 @@ Letters: N instances, T frames, H and W of a frame.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,17 @@ class Segmenter(ABC):
         Raises:
             MsstsError: the clip was refused (corrupt, over `limits`) or the engine failed.
         """
+
+    def segment_many(
+        self, clips: Iterable[np.ndarray | Sequence[bytes]], score_threshold: float = 0.0
+    ) -> Iterator[Instances]:
+        """Finds the instances of each clip, in their order. A segmenter may work on several clips at once.
+
+        Raises:
+            MsstsError: as `segment`, in the place of the clip that failed; no later clip has a result then.
+        """
+        for clip in clips:
+            yield self.segment(clip, score_threshold)
 
     @property
     def limits(self) -> Limits:

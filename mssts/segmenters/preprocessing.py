@@ -143,3 +143,29 @@ def engine_input(
     for source_HWC, target_HWC in zip(frames_THWC, resized_THWC, strict=True):
         cv2.resize(source_HWC, size[::-1], dst=target_HWC, interpolation=interpolation)
     return resized_THWC[None], sizes_B2
+
+
+def resized_input(
+    frames_THWC: np.ndarray,
+    frame_size: tuple[int, int],
+    rule: InputRule,
+    limits: Limits = LIMITS,
+    shape: FixedShape | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `engine_input` gives for frames of `frame_size` that the client has resized already, with its help.
+
+    Raises:
+        MsstsError: a clip of that size is over `limits`, or the frames are not of the engine's size for it.
+    """
+    check_clip(frames_THWC, limits)
+    frames, height, width, _ = frames_THWC.shape
+    if min(frame_size) < 1:
+        raise MsstsError(f"a clip's frames must have pixels, not {size_text(frame_size)}")
+    check_pixels(frames, *frame_size, limits)
+    expected = input_size(*frame_size, rule, shape)
+    if (height, width) != expected:
+        raise MsstsError(
+            f"frames of {size_text(frame_size)} are {size_text(expected)} for this engine, and the ones that were sent "
+            f"are {size_text((height, width))}; leave out frame_size and send them as they are"
+        )
+    return np.ascontiguousarray(frames_THWC)[None], np.array([expected], np.int32)

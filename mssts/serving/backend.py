@@ -11,6 +11,8 @@ import numpy as np
 
 from mssts.errors import MsstsError
 from mssts.manifest import Manifest
+from mssts.serving.admission import QueueLimits, Refused
+from mssts.serving.health import CANARY
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -45,19 +47,54 @@ def manifest_of(parameters: Mapping[str, str]) -> Manifest:
     return Manifest.from_json(json.loads(parameters["manifest"]), "the parameter `manifest`")
 
 
+def queue_limits(parameters: Mapping[str, str]) -> QueueLimits:
+    """The limits that `mssts serve --max-queue` put into the model's configuration, else the usual ones."""
+    usual = QueueLimits()
+    return QueueLimits(
+        int(parameters.get("max_queue", usual.clips)), float(parameters.get("max_queue_seconds", usual.seconds))
+    )
+
+
+class Counter:
+    """A counter of the model's own on the server's metrics page."""
+
+    def __init__(self, name: str, meaning: str) -> None:
+        import triton_python_backend_utils as pb_utils
+
+        self._family = pb_utils.MetricFamily(name=name, description=meaning, kind=pb_utils.MetricFamily.COUNTER)
+        self._metric = self._family.Metric(labels={})
+
+    def increment(self) -> None:
+        """Adds one."""
+        self._metric.increment(1)
+
+
+def log_warning(message: str) -> None:
+    """Writes a line into the server's log."""
+    import triton_python_backend_utils as pb_utils
+
+    pb_utils.Logger.log_warn(message)
+
+
 def answer(requests: Iterable[Any], model: Callable[[Tensors], Tensors]) -> list[Any]:
     """One response a request: what `model` makes of its tensors, or the error of that request alone.
 
-    A `MsstsError` is the client's to read; anything else is our defect, whose traceback goes to the server's log.
+    A `MsstsError` is the client's to read, and a `Refused` says that it may come again. Anything else is our defect,
+    whose traceback goes to the server's log. The supervisor's canary is answered at once, with nothing.
     """
     import triton_python_backend_utils as pb_utils  # exists only inside the backend
 
     responses = []
     for request in requests:
+        if request.request_id() == CANARY:
+            responses.append(pb_utils.InferenceResponse(output_tensors=[]))
+            continue
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             outputs = [pb_utils.Tensor(name, array) for name, array in model(inputs).items()]
             responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
+        except Refused as error:
+            responses.append(_refusal(pb_utils, str(error), pb_utils.TritonError.UNAVAILABLE))
         except MsstsError as error:
             responses.append(_refusal(pb_utils, str(error), pb_utils.TritonError.INVALID_ARG))
         except Exception as error:

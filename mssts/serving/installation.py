@@ -97,6 +97,8 @@ def link_runtime(installation: TritonInstallation, folder: Path) -> dict[str, st
         libraries.append(str(links))
 
     environment = dict(os.environ)
+    # Another allocator, such as jemalloc, would be loaded into the stubs too, where it ends the engine's process.
+    environment.pop("LD_PRELOAD", None)
     # The stub finds its packages as `python3` from PATH would, and a virtual environment is one only by that; then
     # PYTHONPATH makes sure that it imports the mssts and the numpy that this process would, and not another's.
     _prepend(environment, "PATH", [str(Path(sys.prefix) / "bin")])

@@ -32,13 +32,13 @@ _FROM_ENGINE = {spec.name: f"engine_{spec.name}" for spec in contract.ENGINE_OUT
 
 _STAGES = {
     "preprocess": _Stage(
-        inputs=(contract.FRAMES_JPEG, contract.FRAMES_RAW),
-        outputs=(*contract.ENGINE_INPUTS, contract.ORIGINAL_SIZE),
+        inputs=(contract.FRAMES_JPEG, contract.FRAMES_RAW, contract.FRAME_SIZE),
+        outputs=(*contract.ENGINE_INPUTS, contract.ORIGINAL_SIZE, contract.ARRIVED),
         input_names={},
         output_names={},
     ),
     "engine": _Stage(
-        inputs=contract.ENGINE_INPUTS,
+        inputs=(*contract.ENGINE_INPUTS, contract.ARRIVED),
         outputs=contract.ENGINE_OUTPUTS,
         input_names={},
         output_names=_FROM_ENGINE,
@@ -93,7 +93,7 @@ def _tensors(kind: str, specs: Iterable[TensorSpec]) -> list[str]:
         dims = ", ".join(map(str, spec.triton_dims))
         # The type of byte strings is TYPE_STRING here and BYTES everywhere else in Triton.
         dtype = "STRING" if spec.triton_dtype == "BYTES" else spec.triton_dtype
-        optional = " optional: true" if spec.optional else ""
+        optional = " optional: true" if spec.optional and kind == "input" else ""
         lines.append(f'  {{ name: "{spec.name}" data_type: TYPE_{dtype} dims: [ {dims} ]{optional} }}')
     return [f"{kind} [", ",\n".join(lines), "]"]
 

@@ -12,8 +12,11 @@ import mssts
 from mssts import contract
 from mssts.artefact import Artefact, is_checkpoint
 from mssts.errors import MsstsError
-from mssts.manifest import FixedShape
+from mssts.manifest import FixedShape, Manifest
 from mssts.runners import check_runner
+from mssts.segmenters.preprocessing import input_size
+from mssts.serving import NONE, USUAL
+from mssts.serving.admission import QueueLimits
 from mssts.serving.installation import make_temporary_folder
 from mssts.serving.model_config import STAGES, config_pbtxt
 
@@ -30,12 +33,21 @@ def _find_engine(model: Path) -> Artefact:
     return Artefact.find(model)
 
 
+def usual_shape(manifest: Manifest) -> FixedShape:
+    """The engine's one input shape, else that of a clip of its length at 16:9, such as 1280×720."""
+    if manifest.shape is not None:
+        return manifest.shape
+    height, width = input_size(720, 1280, manifest.input)
+    return FixedShape(1, manifest.clip_frames, height, width)
+
+
 def write_model_repository(
     destination: Path,
     model: Path | str,
     threads: int | None = None,
     runner: str = "auto",
-    warm: FixedShape | None = None,
+    warm: FixedShape | str | None = None,
+    queue: QueueLimits | None = None,
 ) -> None:
     """Fills the empty or absent folder `destination`: `triton_repo/`, the engine (as a link) and its manifest.
 
@@ -47,7 +59,9 @@ def write_model_repository(
         model: an engine's file with a manifest beside it, or the folder of both.
         threads: cores the engine uses; all the server may use if None.
         runner: who runs the engine, one of `mssts.runners.RUNNERS`.
-        warm: an input shape that the engine runs once before the server is ready.
+        warm: an input shape that the engine runs once before the server is ready; `mssts.serving.USUAL` for
+            `usual_shape`.
+        queue: how many clips may wait, and how long, `QueueLimits()` if None.
 
     Raises:
         MsstsError: the engine or its manifest is missing or broken; there is no such runner.
@@ -57,11 +71,15 @@ def write_model_repository(
     manifest = engine.described()
     if not _SOURCE.is_dir():
         raise MsstsError(f"{_SOURCE}: missing; install the project from its checkout with `pip install -e .`")
+    queue = queue or QueueLimits()
+    waiting = {"max_queue": str(queue.clips), "max_queue_seconds": str(queue.seconds)}
     parameters = {"manifest": json.dumps(manifest.to_json(), separators=(",", ":"))}
-    engine_parameters = {**parameters, "runner": runner}
+    engine_parameters = {**parameters, **waiting, "runner": runner}
     if threads is not None:
         engine_parameters["threads"] = str(threads)
-    if warm is not None:
+    if warm == USUAL:
+        warm = usual_shape(manifest)
+    if warm not in (None, NONE):
         engine_parameters["warm"] = str(warm)
     for name in STAGES:
         (destination / name / "1").mkdir(parents=True)
@@ -70,7 +88,7 @@ def write_model_repository(
     (destination / contract.ENSEMBLE / "1").mkdir(parents=True)
     (destination / "engine" / "1" / manifest.artefact).symlink_to(engine.path.resolve())
     for name, of_model in (
-        ("preprocess", parameters),
+        ("preprocess", {**parameters, **waiting}),
         ("engine", engine_parameters),
         ("postprocess", {}),
         (contract.ENSEMBLE, parameters),
@@ -80,12 +98,16 @@ def write_model_repository(
 
 @contextmanager
 def model_repository(
-    model: Path | str, threads: int | None = None, runner: str = "auto", warm: FixedShape | None = None
+    model: Path | str,
+    threads: int | None = None,
+    runner: str = "auto",
+    warm: FixedShape | str | None = None,
+    queue: QueueLimits | None = None,
 ) -> Iterator[Path]:
     """A model repository in a temporary folder, for as long as the block runs; see `write_model_repository`."""
     folder = make_temporary_folder("mssts-models-")
     try:
-        write_model_repository(folder, model, threads, runner, warm)
+        write_model_repository(folder, model, threads, runner, warm, queue)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

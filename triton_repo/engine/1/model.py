@@ -5,13 +5,16 @@ from pathlib import Path
 from mssts import contract
 from mssts.manifest import FixedShape
 from mssts.runners import load_runner
-from mssts.serving.backend import answer, check_numpy, manifest_of, model_parameters
+from mssts.serving.admission import Refused, check_age
+from mssts.serving.backend import Counter, answer, check_numpy, manifest_of, model_parameters, queue_limits
 
 
 class TritonPythonModel:
     def initialize(self, args):
         check_numpy()
         parameters = model_parameters(args)
+        self.limits = queue_limits(parameters)
+        self.refused = Counter("mssts_clips_refused_late", "Clips refused because they waited too long for the engine")
         path = Path(args["model_repository"], args["model_version"], manifest_of(parameters).artefact)
         # `mssts serve` places a link here; errors shall name the user's file.
         threads = int(parameters["threads"]) if "threads" in parameters else None
@@ -24,8 +27,21 @@ class TritonPythonModel:
         return answer(requests, self.infer)
 
     def infer(self, inputs):
+        if contract.ARRIVED.name in inputs:
+            self.check_age(int(inputs[contract.ARRIVED.name][0]))
         output = self.runner.infer(inputs[contract.FRAMES.name], inputs[contract.SIZES.name])
         return {spec.name: getattr(output, spec.name) for spec in contract.ENGINE_OUTPUTS}
+
+    def check_age(self, arrived_ms):
+        try:
+            check_age(arrived_ms, self.limits)
+        except Refused:
+            self.refused.increment()
+            raise
+
+    def is_ready(self):
+        # Newer releases of Triton ask this behind /v2/models/NAME/ready. That it answers is the news.
+        return True
 
     def finalize(self):
         self.runner.close()

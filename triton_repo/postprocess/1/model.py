@@ -15,6 +15,10 @@ class TritonPythonModel:
     def execute(self, requests):
         return answer(requests, self.postprocess)
 
+    def is_ready(self):
+        # Newer releases of Triton ask this behind /v2/models/NAME/ready. That it answers is the news.
+        return True
+
     def postprocess(self, inputs):
         threshold = inputs.get(contract.SCORE_THRESHOLD.name)
         height, width = inputs[contract.ORIGINAL_SIZE.name]
