@@ -1,4 +1,7 @@
-"""What pyproject.toml cannot say: a wheel that holds built kernels is for this platform, one without them for any."""
+"""Chooses the wheel's platform tag, which pyproject.toml cannot do.
+
+A wheel with built kernels is for this platform, one without them for any.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ ROOT = Path(__file__).resolve().parent
 
 
 class DistributionWithKernels(Distribution):
-    """Belongs to this platform where kernels were built, as if they were extension modules."""
+    """A distribution for this platform if kernels were built.
+
+    They count as extension modules.
+    """
 
     def has_ext_modules(self) -> bool:
         return any((ROOT / "mssts" / "lib").glob("*.so"))
@@ -30,7 +36,10 @@ class BuildWithoutLeftovers(build_py):
 
 
 class WheelForAnyPython(bdist_wheel):
-    """py3-none-<platform> with kernels, which know no Python; py3-none-any without."""
+    """The tag py3-none-<platform> with kernels, py3-none-any without.
+
+    Kernels do not depend on the Python version.
+    """
 
     def get_tag(self) -> tuple[str, str, str]:
         return ("py3", "none", super().get_tag()[2])

@@ -28,7 +28,9 @@ _WELL_FORMED = re.compile(rb"(?:[P-o]{0,5}[0-O])+")
 
 
 def read_mask(field: Field, frame: str, size: Size) -> bytes:
-    """A mask of any of COCO's three forms: polygons, or run lengths down the columns, compressed or not.
+    """A mask in any of COCO's three forms.
+
+    They are polygons and run lengths down the columns, compressed or not.
 
     Args:
         field: the mask's place in its file.
@@ -76,7 +78,7 @@ def _from_polygons(field: Field, size: Size) -> bytes:
 
 
 def to_json(rle: bytes | None, size: Size) -> dict[str, Any] | None:
-    """A mask as COCO's JSON files have it, null where there is none."""
+    """A mask as in COCO's JSON files, null where there is none."""
     return None if rle is None else {"size": list(size), "counts": rle.decode("ascii")}
 
 
@@ -115,7 +117,10 @@ def box(rle: bytes, size: Size) -> Box:
 
 
 def iou(first: Sequence[bytes], second: Sequence[bytes], size: Size) -> np.ndarray:
-    """Intersection over union of each of N masks with each of M, float64 [N, M]; 0 of two empty ones."""
+    """Intersection over union of each of N masks with each of M, float64 [N, M].
+
+    It is 0 for two empty masks.
+    """
     masks = [[rlemasklib.RLEMask.from_dict(_object(rle, size)) for rle in rles] for rles in (first, second)]
     return rlemasklib.RLEMask.iou_matrix(*masks)
 

@@ -1,4 +1,6 @@
-"""`mssts demo`: the main job from end to end, through the real components, on this machine.
+"""`mssts demo`: the main job from end to end on this machine.
+
+It runs the real components.
 
 Held-out MovingShapes (or a video of yours) → the shipped checkpoint exported to ONNX → the real tritonserver → the gRPC
 client → masks, pictures, AP and frames per second. Each stage is the command that one would type.
@@ -158,7 +160,10 @@ def _say(number: int, text: str) -> None:
 
 
 def _mssts(*arguments: object) -> None:
-    """Runs a command of ours in a process of its own, as a user would; ends this one with its exit code if it fails."""
+    """Runs one of our commands in its own process, as a user would.
+
+    If it fails, this process ends with its exit code.
+    """
     words = [str(argument) for argument in arguments]
     print(f"  $ mssts {shlex.join(words)}", flush=True)
     done = run_command(*words)
@@ -185,7 +190,10 @@ def _table(predicted: PredictReport, metrics: Metrics | None, latency: dict[str,
 
 
 def _write_sheet(predicted: PredictReport, out: Path) -> None:
-    """One picture of the whole run: a row of frames for every drawn video, read back from its overlay."""
+    """One picture of the whole run.
+
+    A row of frames for every drawn video, read back from its overlay.
+    """
     import cv2
     import numpy as np
 

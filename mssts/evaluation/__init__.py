@@ -1,4 +1,4 @@
-"""YouTube-VIS average precision of results, offline, and what would make a server refuse them."""
+"""Offline YouTube-VIS average precision, and the benchmark server's checks."""
 
 from mssts.evaluation.average_precision import evaluate
 from mssts.evaluation.metrics import CategoryMetrics, Metrics, format_table

@@ -38,7 +38,9 @@ _AREA_RANGES = [[0, _LARGEST_AREA], [0, 128**2], [128**2, 256**2], [256**2, _LAR
 
 
 def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | list[Any]) -> Metrics:
-    """Scores results against ground truth, each a path or the JSON value itself, which is not changed.
+    """Scores results against ground truth.
+
+    Each is a path or the JSON value itself, which is not changed.
 
     Args:
         ground_truth: an `instances.json` in YouTube-VIS format; a file may also be COCO-video.
@@ -138,7 +140,9 @@ def _grouped(tracks: Sequence[Track]) -> defaultdict[tuple[int, int], list[dict[
 
 
 def track_iou(predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndarray:
-    """Spatio-temporal IoU [P, A] of tracks of one video: pixels in both over pixels in either, of all frames together.
+    """Spatio-temporal IoU [P, A] of the tracks of one video.
+
+    Pixels in both over pixels in either, of all frames together.
 
     Two tracks without a pixel have IoU 0.
     """

@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CategoryMetrics:
-    """Average precision of one category; −1 where it has no ground truth. `objects` counts its annotated tracks."""
+    """Average precision of one category, −1 where it has no ground truth.
+
+    `objects` counts its annotated tracks.
+    """
 
     id: int
     name: str
@@ -20,7 +23,9 @@ class CategoryMetrics:
 
 @dataclass(frozen=True)
 class Metrics:
-    """YouTube-VIS average precision (AP) and average recall (AR), in 0…1; −1 where no ground truth defines them.
+    """YouTube-VIS average precision (AP) and average recall (AR), from 0 to 1.
+
+    Values that no ground truth defines are −1.
 
     `ap` is the mean over the IoU thresholds 0.50, 0.55 … 0.95, of spatio-temporal IoU, and over the categories; `ap50`
     and `ap75` are at one threshold. `ap_small`, `ap_medium` and `ap_large` count objects whose mean area is below 128²,
@@ -48,7 +53,10 @@ class Metrics:
 
 
 def format_table(metrics: Metrics) -> str:
-    """A plain, aligned table: the figures of the whole set, then a line for each category. Undefined is `-`."""
+    """A plain, aligned table of figures.
+
+    The whole set comes first, then a line for each category. Undefined is `-`.
+    """
     headings = ("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR1", "AR10")
     values = (metrics.ap, metrics.ap50, metrics.ap75, metrics.ap_small, metrics.ap_medium, metrics.ap_large)
     overall = [headings, tuple(map(_cell, (*values, metrics.ar1, metrics.ar10)))]

@@ -1,8 +1,8 @@
-"""Says why the benchmark's server would reject a submission, or not count an entry, before it is uploaded.
+"""Checks a submission for what the benchmark's server would reject or not count.
 
 The server runs the youtubevos fork of the COCO API (github.com/youtubevos/cocoapi, `ytvos.py`): it fails on the whole
-submission where an entry is broken, reads compressed run lengths alone, and looks at the first entry of the list.
-Categories that the set does not have it leaves out silently, which is never meant, and so a problem here.
+submission where an entry is broken, reads only compressed run lengths, and looks at the first entry of the list. It
+silently leaves out categories that are not in the set. That is never meant, and so a problem here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ _LARGE = 200 << 20  # bytes; servers and browsers differ, so this gives a note a
 
 @dataclass(frozen=True)
 class SubmissionReport:
-    """What was found in a submission; it would be accepted, and all of it counted, if `problem_count` is 0.
+    """Problems found in a submission.
+
+    If `problem_count` is 0, it would be accepted and all of it counted.
 
     Attributes:
         problems: the first of them, a line each, that names entry and field.
@@ -75,7 +77,9 @@ class SubmissionReport:
 
 
 def check_submission(results: Path | str, videos: Path | str) -> SubmissionReport:
-    """Checks a `results.json`, or a zip archive of one, against the set of videos it is for.
+    """Checks a `results.json` against the set of videos it is for.
+
+    The results may be in a zip archive.
 
     Args:
         results: the file to upload.
@@ -193,7 +197,10 @@ def _read(path: Path) -> bytes:
 
 
 def _parse(text: bytes, source: str) -> Any:
-    """The JSON value, read as `json.load` reads a file: other encodings than UTF-8, and its mark, it refuses."""
+    """The JSON value, read as strictly as the server does.
+
+    `json.load` refuses encodings other than UTF-8, and its byte order mark.
+    """
     try:
         return json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""What evaluation reads: ground truth and results in YouTube-VIS format, checked, one `Track` an object.
+"""Reads ground truth and results in YouTube-VIS format, one `Track` an object.
 
 Only what the metric depends on is looked at, so frames need not exist. Masks are read as training reads them.
 """
@@ -60,14 +60,19 @@ class VideoSet:
 
 @dataclass(frozen=True)
 class GroundTruth(VideoSet):
-    """The annotated tracks of a set. `notes` tell what the official evaluation silently leaves out."""
+    """The annotated tracks of a set.
+
+    `notes` say what the official evaluation silently leaves out.
+    """
 
     tracks: tuple[Track, ...]
     notes: tuple[str, ...]
 
 
 def read_video_set(value: Any, source: Path | str) -> VideoSet:
-    """The videos and the classes of the JSON value of an `instances.json`, with annotations or without.
+    """The videos and classes of an `instances.json`, with annotations or without.
+
+    The argument is its JSON value.
 
     Raises:
         MsstsError: a field is missing or wrong; the message names `source` and the field.
@@ -97,7 +102,9 @@ def _read_video(field: Field) -> Video:
 
 
 def read_ground_truth(value: Any, source: Path | str) -> GroundTruth:
-    """Reads the JSON value of an `instances.json`; annotations of videos or categories it does not list are left out.
+    """Reads an `instances.json` from its JSON value.
+
+    Annotations of videos or categories that it does not list are left out.
 
     An object's size is the mean of its `areas`, as in the official evaluation, or of its masks' where those are absent.
 
@@ -138,7 +145,9 @@ def read_ground_truth(value: Any, source: Path | str) -> GroundTruth:
 
 
 def read_predictions(value: Any, source: Path | str, truth: VideoSet) -> tuple[tuple[Track, ...], tuple[str, ...]]:
-    """Reads the JSON value of a `results.json`; returns the predicted tracks and notes on what was left out.
+    """Reads a `results.json` from its JSON value.
+
+    Returns the predicted tracks and notes on what was left out.
 
     Predictions of a category that the ground truth does not list are left out, as in the official evaluation.
 

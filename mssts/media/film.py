@@ -1,4 +1,4 @@
-"""Which stream of a video file is the film: what a player would show."""
+"""Chooses the stream of a video file that a player would show: the film."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def open_container(path: Path) -> av.container.InputContainer:
 
 
 def find_film(path: Path, container: av.container.InputContainer) -> tuple[av.VideoStream, str]:
-    """The film among the streams of a file that is open, and a line about it if there are others as well.
+    """The film among the streams of an open file.
+
+    A line about the other streams comes with it if there are any.
 
     Cover pictures and thumbnails are none. Of several streams, one with more than one frame goes first, then one that
     the file marks as default, then one that is not much shorter than the longest, then the largest, then the first.
@@ -72,7 +74,10 @@ def _codec(stream: av.VideoStream) -> str:
 
 
 def _frame_counts(path: Path, films: list[av.VideoStream]) -> dict[int, int]:
-    """The frames of each stream, by its index: as the container states them, else counted by reading the file once."""
+    """The number of frames of each stream, by its index.
+
+    As the container states them, else counted by reading the file once.
+    """
     counts = {stream.index: stream.frames for stream in films}
     if all(counts.values()):
         return counts

@@ -1,4 +1,4 @@
-"""Which files of a folder are the frames of a video, and in which order."""
+"""Finds the frames of a video in a folder, and their order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _PLAIN_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 def frame_paths(folder: Path) -> list[Path]:
-    """The images of a folder, in the order of the numbers in their names. Hidden files are passed over.
+    """The images of a folder, in the order of the numbers in their names.
+
+    Hidden files are passed over.
 
     Raises:
         MsstsError: there are none, or some of them seem to be something else than the frames of one video: images of
@@ -57,7 +59,10 @@ def _check_kinds(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def _check_series(folder: Path, paths: Sequence[Path]) -> None:
-    """Refuses names of which several have the same numbers, as a frame and its mask, and those without a number."""
+    """Refuses names without a number, and several names with the same numbers.
+
+    A frame and its mask are an example of the latter.
+    """
     by_numbers: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for path in sorted(paths):
         by_numbers[tuple(_NUMBER.findall(path.stem))].append(path.name)
@@ -99,7 +104,9 @@ def _check_colours(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
-    """Paths in the order of the numbers in their names: frame_2 before frame_10, 1.05 before 1.4.
+    """Paths in the order of the numbers in their names.
+
+    frame_2 comes before frame_10, 1.05 before 1.4.
 
     A point between two numbers makes a fraction, unless the names count behind it: 1.9, 1.10.
     """
@@ -112,7 +119,9 @@ def in_order(paths: Iterable[Path]) -> list[Path]:
 
 
 def _counts_behind_point(stems: Sequence[str]) -> bool:
-    """Whether the digits behind a point are a counter: as fractions two would be the same number, as 1.1 and 1.10.
+    """Whether the digits behind a point are a counter, not a fraction.
+
+    They are if as fractions two would be the same number, such as 1.1 and 1.10.
 
     So they are as well where a longer one ends with 0, as 1.10 after 1.9, which nobody writes of a fraction.
     """

@@ -1,4 +1,7 @@
-"""Encoded images: sizes from headers, decoding as displayed, encoding. Runs inside Triton, so no torch here."""
+"""Encoded images: sizes from headers, decoding as displayed, encoding.
+
+This runs inside Triton, so it does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ _MAX_PNG_CHUNKS = 100_000  # encoders write chunks of pixels of 8 KB and more
 
 
 def image_size(encoded: bytes, exif: Exif = "apply") -> tuple[int, int]:
-    """The height and width an image is displayed at, read from its header without decoding its pixels.
+    """The height and width at which an image is displayed, without decoding it.
+
+    They are read from its header.
 
     Args:
         encoded: a JPEG or PNG.
@@ -45,7 +50,9 @@ def image_size(encoded: bytes, exif: Exif = "apply") -> tuple[int, int]:
 
 
 def exif_tag(encoded: bytes) -> int | None:
-    """The EXIF orientation of a JPEG or PNG, 1 to 8, which is 1 where the image states none.
+    """The EXIF orientation of a JPEG or PNG, 1 to 8.
+
+    It is 1 where the image states none.
 
     None if the bytes end before the place where it could still come: those of the beginning of a file suffice mostly.
     """
@@ -67,7 +74,9 @@ def exif_tag(encoded: bytes) -> int | None:
 
 
 def file_exif_tag(path: Path) -> int:
-    """The EXIF orientation of an image file, 1 where it states none or is no image. Mostly only its beginning is read.
+    """The EXIF orientation of an image file, 1 without any or if it is no image.
+
+    Usually only its beginning is read.
 
     Raises:
         OSError: it cannot be read.
@@ -82,7 +91,10 @@ def file_exif_tag(path: Path) -> int:
 
 
 def image_colours(encoded: bytes) -> Colours:
-    """Whether the header of a JPEG or PNG announces colours, greys, or indices into a palette."""
+    """Whether an image's header announces colours, greys, or palette indices.
+
+    The image is a JPEG or PNG.
+    """
     if encoded.startswith(_PNG_SIGNATURE):
         return _PNG_COLOURS.get(encoded[25] if len(encoded) > 25 else 2, "colour")
     components = 3
@@ -107,7 +119,9 @@ def _stored_size(encoded: bytes) -> tuple[int, int]:
 
 
 def _jpeg_markers(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """Position and code of a JPEG's markers with a segment, up to the first scan or the end of the bytes.
+    """Position and code of a JPEG's markers with a segment.
+
+    Up to the first scan or the end of the bytes.
 
     Raises:
         MsstsError: something else is where a marker must be.
@@ -172,7 +186,9 @@ def _png_tag(encoded: bytes) -> int | None:
 
 
 def decode_image(encoded: bytes, exif: Exif = "apply", trusted: bool = False) -> np.ndarray:
-    """Decodes one JPEG or PNG into RGB uint8 [H, W, 3], turned and mirrored to how it is displayed.
+    """Decodes one JPEG or PNG into RGB uint8 [H, W, 3], as displayed.
+
+    It is turned and mirrored as its orientation requires.
 
     Args:
         encoded: a JPEG or PNG.
@@ -209,7 +225,7 @@ def _decode(encoded: bytes) -> np.ndarray | None:
 
 
 def encode_jpeg(rgb_HWC: np.ndarray, quality: int) -> bytes:
-    """Encodes an RGB uint8 frame [H, W, 3] as JPEG, for a clip that is sent over a slow network."""
+    """Encodes an RGB uint8 frame [H, W, 3] as JPEG, to send over a slow network."""
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
     return encoded.tobytes()
 

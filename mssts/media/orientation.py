@@ -1,4 +1,4 @@
-"""How a stored picture is turned and mirrored to be displayed: EXIF tags and the display matrices of videos.
+"""Display orientation: EXIF tags and the display matrices of videos.
 
 Runs inside Triton, so no torch here.
 """
@@ -21,7 +21,9 @@ _TIFF_TYPES = {3: "H", 4: "I"}  # a tag's value is a short, and some writers mak
 
 @dataclass(frozen=True)
 class Orientation:
-    """One of the eight ways to turn and mirror a picture: an exchange of its axes first, then mirrors.
+    """One of the eight ways to turn and mirror a picture.
+
+    Its axes are exchanged first, then it is mirrored.
 
     Attributes:
         transpose: rows become columns.
@@ -40,7 +42,9 @@ class Orientation:
 
     @classmethod
     def from_display_matrix(cls, matrix: bytes) -> Orientation:
-        """The orientation that is nearest to FFmpeg's display matrix, nine native 32-bit integers (a b u c d v x y w).
+        """The orientation nearest to FFmpeg's display matrix.
+
+        The matrix is nine native 32-bit integers (a b u c d v x y w).
 
         A point x, y of the stored frame is displayed at (a·x + c·y, b·x + d·y). Turns by other angles than quarters
         become the nearest quarter, as most players show them.
@@ -55,7 +59,10 @@ class Orientation:
         return (stored[1], stored[0]) if self.transpose else stored
 
     def apply(self, stored_HWC: np.ndarray) -> np.ndarray:
-        """The picture as displayed, contiguous in memory; the picture itself where nothing is to be done."""
+        """The picture as displayed, contiguous in memory.
+
+        It is the picture itself where nothing is to be done.
+        """
         if self == _UPRIGHT:
             return stored_HWC
         displayed_HWC = stored_HWC.swapaxes(0, 1) if self.transpose else stored_HWC
@@ -78,7 +85,9 @@ _OF_EXIF = {
 
 
 def jpeg_segment_tag(segment: bytes) -> int | None:
-    """The orientation, 1 to 8, that the contents of a JPEG's APP1 segment state; None if it is not EXIF.
+    """The orientation, 1 to 8, in the contents of a JPEG's APP1 segment.
+
+    None if the segment is not EXIF.
 
     A tag that is absent or out of range counts as 1, as viewers take it.
     """
@@ -86,7 +95,10 @@ def jpeg_segment_tag(segment: bytes) -> int | None:
 
 
 def tiff_tag(tiff: bytes) -> int:
-    """The orientation, 1 to 8, that a TIFF structure states: that of EXIF, a PNG's `eXIf` chunk for one."""
+    """The orientation, 1 to 8, in a TIFF structure.
+
+    EXIF is one, and so is a PNG's `eXIf` chunk.
+    """
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1

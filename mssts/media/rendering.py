@@ -1,4 +1,6 @@
-"""Pictures of results: masks, boxes and labels over frames, one colour for each identity, and sheets of such frames.
+"""Draws masks, boxes and labels over frames, and sheets of such frames.
+
+Each identity has its own colour.
 
 Images are RGB uint8 [H, W, 3]; points and boxes are x, y in pixels.
 """
@@ -58,13 +60,13 @@ class VisibleInstance:
 
     @property
     def label(self) -> str:
-        """What is written beside it: class, score, identity."""
+        """The label's text: class, score, identity."""
         score = "" if self.score is None else f" {self.score:.2f}"
         return f"{self.class_name}{score} #{self.track_id}"
 
 
 def palette(track_id: int) -> Colour:
-    """The RGB colour of an identity: always the same, and unlike those of the other identities.
+    """The RGB colour of an identity, always the same and unlike the others.
 
     The first seven are safe for colour-blind people; each further one is the farthest from all before it in CIELAB.
     After 64 they begin again.
@@ -73,13 +75,19 @@ def palette(track_id: int) -> Colour:
 
 
 def legible_scale(height: int, width: int) -> int:
-    """By how much a frame of this size should be enlarged for labels to be readable: 1 from 480 pixels a side on."""
+    """The enlargement of a frame of this size that makes labels readable.
+
+    It is 1 from 480 pixels a side on.
+    """
     wanted = math.ceil(_LEGIBLE_SIDE / min(height, width))
     return max(1, min(wanted, _LONGEST_SIDE // max(height, width)))
 
 
 def draw_instances(frame_HWC: np.ndarray, instances: Sequence[VisibleInstance], scale: int = 1) -> np.ndarray:
-    """Draws instances, the first on top, over a copy of the frame that is enlarged `scale` times."""
+    """Draws instances over a copy of the frame that is enlarged `scale` times.
+
+    The first instance is on top.
+    """
     height, width = frame_HWC.shape[:2]
     size = (width * scale, height * scale)
     # Masks grow with the frame, so that contours come out smooth rather than as enlarged pixels.
@@ -111,7 +119,10 @@ def draw_instances(frame_HWC: np.ndarray, instances: Sequence[VisibleInstance], 
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, captions: Sequence[str] = ()) -> np.ndarray:
-    """Images in rows of `columns`, each with its caption above it; smaller ones are centred in their cell."""
+    """Images in rows of `columns`, each with its caption above it.
+
+    Smaller images are centred in their cells.
+    """
     if not images:
         raise ValueError("a contact sheet needs at least one image")
     columns = min(columns, len(images))
@@ -172,7 +183,10 @@ def _lab(colours: np.ndarray) -> np.ndarray:
 
 
 def _coverage(mask: np.ndarray | bytes | None, size: tuple[int, int], scale: int) -> np.ndarray | None:
-    """How much of each pixel of the enlarged frame a mask covers, uint8 [H, W]; None if it is empty."""
+    """Coverage of each pixel of the enlarged frame by a mask, uint8 [H, W].
+
+    None if the mask is empty.
+    """
     if mask is None:
         return None
     pixels = masks.decode(mask, size) if isinstance(mask, bytes) else mask
@@ -193,7 +207,10 @@ def _fill(image: np.ndarray, coverage: np.ndarray, colour: Colour) -> None:
 
 
 def _box(box: Sequence[float] | np.ndarray | None, size: tuple[int, int], scale: int) -> _Rectangle | None:
-    """A box in whole pixels of the enlarged frame, inside it; None if there is nothing of it to see."""
+    """A box in whole pixels of the enlarged frame, inside it.
+
+    None if nothing of it is visible.
+    """
     if box is None or not np.isfinite(box).all():
         return None
     x1, y1, x2, y2 = (round(float(edge) * scale) for edge in box)
@@ -214,7 +231,10 @@ def _bounds(coverage: np.ndarray | None) -> _Rectangle | None:
 def _draw_label(
     image: np.ndarray, instance: VisibleInstance, anchor: _Rectangle, text_height: int, taken: Sequence[_Rectangle]
 ) -> _Rectangle:
-    """Writes a label at its object, over the box where there is room, and clear of the labels in `taken`."""
+    """Writes a label at its object, clear of the labels in `taken`.
+
+    It stands over the box where there is room.
+    """
     frame_height, frame_width = image.shape[:2]
     pad = max(2, round(text_height / 3))
     text, font_scale, width = _fitted(instance.label, text_height, frame_width - 2 * pad)
@@ -243,7 +263,10 @@ def _write(image: np.ndarray, text: str, at: tuple[int, int], text_height: int, 
 
 
 def _fitted(text: str, text_height: int, max_width: int) -> tuple[str, float, int]:
-    """The text, cut until it fits, the font scale of the wanted height of capitals, and the text's width in pixels."""
+    """The text cut to fit, its font scale, and its width in pixels.
+
+    The font scale gives capitals the wanted height.
+    """
     font_scale = cv2.getFontScaleFromHeight(_FONT, text_height)
     text = text.encode("ascii", "replace").decode()
 
@@ -270,7 +293,10 @@ def _put(
 
 
 def _blend(image: np.ndarray, coverage: np.ndarray, at: tuple[int, int], colour: Colour, opacity: float) -> None:
-    """Paints `colour` over the image at `at`, where `coverage` (uint8) says and as far as it lies inside."""
+    """Paints `colour` over the image at `at`, weighted by `coverage`.
+
+    `coverage` is uint8, and what lies outside the image is left out.
+    """
     region = image[at[1] : at[1] + coverage.shape[0], at[0] : at[0] + coverage.shape[1]]
     alpha = coverage[: region.shape[0], : region.shape[1], None] * np.float32(opacity / 255)
     region[:] = np.rint(region + (np.array(colour, np.float32) - region) * alpha)

@@ -1,6 +1,6 @@
-"""Where frames come from: a video file, a folder of images, or the videos of a YouTube-VIS or COCO-video JSON.
+"""Sources of frames: video files, folders of images, and videos of a data set.
 
-Frames are streamed: whoever iterates over them decides how many are alive at once.
+A data set is a YouTube-VIS or COCO-video JSON. Frames are streamed: the caller decides how many are in memory at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class VideoSource:
 
 
 def open_source(path: Path | str, exif: Exif | None = None) -> VideoSource:
-    """Opens a video file, a photo, a folder of JPEG and PNG images (one video), or a data set's JSON.
+    """Opens a video file, a photo, a folder of images, or a data set's JSON.
+
+    A folder holds the JPEG and PNG images of one video.
 
     Frames are those that a person would see. Files are looked for and first frames read, so that what is wrong shows
     before work starts.

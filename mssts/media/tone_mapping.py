@@ -57,7 +57,10 @@ def _step(light: np.ndarray, most: float) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _light_table(transfer: int) -> np.ndarray:
-    """Linear light of each signal: of the display where 1 is white (PQ), of the scene from 0 to 1 (HLG)."""
+    """Linear light of each signal.
+
+    Light of the display where 1 is white (PQ), light of the scene from 0 to 1 (HLG).
+    """
     signal = np.linspace(0, 1, _CODES)
     if transfer == PQ:
         light = np.minimum(_pq_to_light(signal), _PEAK) / WHITE
@@ -70,7 +73,9 @@ def _light_table(transfer: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _gain_table() -> np.ndarray:
-    """By how much light is dimmed, by its greatest colour: the curve of ITU-R BT.2390, section 5.4.1.
+    """The factor that dims light, by its greatest colour.
+
+    The curve is that of ITU-R BT.2390, section 5.4.1.
 
     It works on PQ's signal: below a knee light stays as it is, above it a Hermite spline leads to SDR's white at the
     peak. Black stays black.
@@ -87,7 +92,10 @@ def _gain_table() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _display_table() -> np.ndarray:
-    """The 8-bit signal of linear light: the inverse of BT.1886, which displays raise to the power of 2.4."""
+    """The 8-bit signal of linear light.
+
+    It is the inverse of BT.1886, by which displays raise the signal to the power of 2.4.
+    """
     light = np.linspace(0, 1, _STEPS) ** 2
     return np.rint(255 * light ** (1 / 2.4)).astype(np.uint8)
 

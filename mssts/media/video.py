@@ -37,7 +37,7 @@ class Frame:
 
     @property
     def encoded(self) -> bytes | None:
-        """The JPEG or PNG it is stored as, if whoever decodes it gets the same pixels.
+        """The JPEG or PNG it is stored as, if it decodes to the same pixels everywhere.
 
         None if it comes from a video file, or if its EXIF orientation is to be ignored: decoders apply it.
         """
@@ -86,7 +86,7 @@ class Video:
 
 
 def has_variable_rate(times: Sequence[float]) -> bool:
-    """Whether the frames of a video, shown at these seconds, follow one another at unequal intervals."""
+    """Whether frames shown at these seconds follow at unequal intervals."""
     intervals = np.diff(times)
     return bool(len(intervals) and np.abs(intervals - np.median(intervals)).max() > _JITTER_SECONDS)
 

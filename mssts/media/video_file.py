@@ -1,4 +1,7 @@
-"""Frames of a video file as a player shows them: the film of it, upright, in square pixels and SDR colours."""
+"""Frames of a video file as a player shows them.
+
+The frames of its film, upright, in square pixels and SDR colours.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +216,10 @@ class _Film:
                 raise _DoubtError
 
     def _packets(self, container: av.container.InputContainer, reading: _Reading) -> Iterator[av.Packet]:
-        """The film's whole packets, and at the end an empty one, which makes the decoder give what it still holds."""
+        """The film's whole packets, then an empty one.
+
+        The empty one makes the decoder return the frames it still holds.
+        """
         broken: av.Packet | None = None
         for packet in container.demux():
             if packet.pts is not None and packet.time_base and not packet.is_corrupt:

@@ -22,7 +22,9 @@ _ROUNDING_SECONDS = 0.0006  # of the times that Matroska and FLV store, in milli
 
 
 class VideoWriter:
-    """A context manager that writes RGB frames to an mp4 file, which appears when the block ends well.
+    """Context manager that writes RGB frames to an mp4 file.
+
+    The file appears when the block ends well.
 
     H.264 in yuv420p, BT.709, with the index in front, so that it plays while it loads. An odd width or height, which
     yuv420p cannot have, is made even by repeating the last column or row.
@@ -90,7 +92,10 @@ class VideoWriter:
         return 1 / (self._rate * _TICKS)
 
     def _place(self, time: float | None) -> int:
-        """The tick at which a frame is shown: that of the constant rate if `time` is no further off than rounding."""
+        """The tick at which a frame is shown.
+
+        It is that of the constant rate if `time` is no further off than rounding.
+        """
         if time is None:
             return self._ticks + _TICKS if self._frames else 0
         nearest = round(time * self._rate) * _TICKS
@@ -106,7 +111,10 @@ class VideoWriter:
     def _finish(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Writes what the encoder still holds; the file is closed, and renamed or removed, after it."""
+        """Writes what the encoder still holds.
+
+        Afterwards the file is closed, and renamed or removed.
+        """
         if kind is not None:
             return
         if not self._frames:

@@ -1,4 +1,4 @@
-"""The deformable attention module around the op: its linear layers and their initialisation."""
+"""Deformable attention module: the op with its linear layers and initialisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mssts.ops import ms_deform_attn
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention of queries to the tokens of their own frame (arXiv 2010.04159, Equation 3).
+    """Multi-scale deformable attention within each frame (arXiv 2010.04159, Eq. 3).
 
     It stops before the output projection: the decoder projects one sample in two ways.
     """
@@ -27,7 +27,10 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(config.width, config.width)
 
     def reset_parameters(self) -> None:
-        """Points start on a ring: each head looks in its own direction, each point one pixel further out."""
+        """Initialises points on a ring.
+
+        Each head looks in its own direction, each point one pixel further out.
+        """
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction_M2 = torch.stack((angle.cos(), angle.sin()), -1)
         direction_M2 = direction_M2 / direction_M2.abs().amax(-1, keepdim=True)
@@ -42,7 +45,10 @@ class DeformableAttention(nn.Module):
         nn.init.zeros_(self.value_proj.bias)
 
     def forward(self, query_BTQC: Tensor, reference_BTQLR: Tensor, tokens_BTSC: Tensor, geometry: Geometry) -> Tensor:
-        """→ [B, T, Q, C]. `query` may have one frame (T = 1) that serves all frames of `tokens`."""
+        """→ [B, T, Q, C].
+
+        `query` may have one frame (T = 1) that serves all frames of `tokens`.
+        """
         B, T, S, C = tokens_BTSC.shape
         Q, M, L, P = query_BTQC.shape[2], self.heads, self.levels, self.points
         value = self.value_proj(tokens_BTSC)

@@ -30,7 +30,9 @@ BACKBONES: tuple[str, ...] = (*_RESNETS, *_SWINS)
 
 
 def build_backbone(name: str, norm: str) -> Backbone:
-    """The backbone of that name. `norm` is "frozen" or "batch", of a residual network; Swin has layer norms alone.
+    """Builds a backbone by name.
+
+    `norm` is "frozen" or "batch" for a residual network. Swin has only layer norms.
 
     Raises:
         MsstsError: there is none of that name; the message lists those there are.

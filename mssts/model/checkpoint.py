@@ -1,4 +1,6 @@
-"""A trained model on disk: one safetensors file with the preset and the class names in its header. Data, never code.
+"""Trained models on disk: one safetensors file with the preset and class names.
+
+The file holds data, never code.
 
 The header has the fields `format`, `preset`, `categories` (JSON, [[id, name], …] in the order of the labels) and
 `model` (JSON: what of the preset's architecture is otherwise in this checkpoint, such as its switches).
@@ -33,7 +35,7 @@ _BEFORE = {"split_position": False}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: fp32 weights, the preset they fit and the classes they know."""
+    """A loaded checkpoint: fp32 weights, their preset and the classes they know."""
 
     preset: Preset
     categories: tuple[Category, ...]
@@ -57,7 +59,9 @@ class Checkpoint:
         checks: dict[str, Any] | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> Manifest:
-        """The manifest of an fp32 engine of this model that lies in the file `artefact`, or of the checkpoint itself.
+        """The manifest of an fp32 engine of this model, or of the checkpoint itself.
+
+        The engine or checkpoint is the file `artefact`.
 
         `top_k` is the preset's if None; the other arguments are the manifest's fields.
         """
@@ -148,7 +152,10 @@ def save_checkpoint(
     categories: Sequence[Category],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes weights atomically; floating-point tensors are stored as `dtype`."""
+    """Writes weights atomically.
+
+    Floating-point tensors are stored as `dtype`.
+    """
     header = {
         "format": _FORMAT,
         "preset": trained.name,
@@ -161,7 +168,10 @@ def save_checkpoint(
 
 
 def _changes(trained: Preset) -> dict[str, Any]:
-    """The fields of a model that are not as in the preset of its name; the number of classes is the categories'."""
+    """The model's fields to store: those that differ from the preset of its name.
+
+    The fields of `_BEFORE` are always among them, the number of classes never: it is that of the categories.
+    """
     own, usual = asdict(trained.model), asdict(preset(trained.name).model)
     differing = {name for name, value in own.items() if value != usual[name]} - {"classes"}
     return {name: value for name, value in own.items() if name in differing | _BEFORE.keys()}
@@ -173,7 +183,9 @@ def _changed(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
 
 
 def load_checkpoint(path: Path | str, expected_preset: str | None = None) -> Checkpoint:
-    """Reads a checkpoint that `save_checkpoint` wrote, or one of the released code, as a model without additions.
+    """Reads a checkpoint of `save_checkpoint` or of the released code.
+
+    A released checkpoint becomes a model with all switches off.
 
     Released checkpoints name no classes; theirs are taken to be those of YouTube-VIS 2019 (`released_categories`).
 

@@ -1,4 +1,4 @@
-"""What defines a model, and the named presets."""
+"""Model configuration and the named presets."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Preset:
     top_k: int
 
     def with_classes(self, classes: int) -> Preset:
-        """The same preset for a dataset of that many classes."""
+        """A copy of the preset for a dataset of that many classes."""
         return replace(self, model=replace(self.model, classes=classes))
 
 
@@ -99,13 +99,16 @@ def mssts_swin_l() -> Preset:
 
 
 def _with_backbone(name: str, backbone: str) -> Preset:
-    """The released configurations differ from the ResNet-50 one in nothing but the backbone."""
+    """A released configuration, which differs from R50 only in the backbone."""
     base = mssts_r50()
     return replace(base, name=name, model=replace(base.model, backbone=backbone))
 
 
 def tiny() -> Preset:
-    """A model that trains and runs on a laptop's processor: ResNet-18, 128 channels, 2+3 layers, 20 queries."""
+    """A model small enough to train and run on a laptop's processor.
+
+    ResNet-18, 128 channels, 2+3 layers, 20 queries.
+    """
     model = ModelConfig(
         backbone="resnet18",
         backbone_norm="batch",

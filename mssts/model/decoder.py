@@ -1,4 +1,7 @@
-"""The decoder: instance queries I and per-frame box queries B (Figure 2a; query decomposition of SeqFormer)."""
+"""Decoder with instance queries I and box queries B for each frame (Figure 2a).
+
+The query decomposition is that of SeqFormer.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from mssts.ops.exporting import is_exporting
 
 @dataclass(frozen=True)
 class DecodedLayer:
-    """What one decoder layer says of Q instances."""
+    """The output of one decoder layer for Q instances."""
 
     instance_BQC: Tensor  # instance features
     boxes_BTQ4: Tensor  # cx cy w h as fractions of the valid size
@@ -51,7 +54,10 @@ class TemporalAttention(nn.Module):
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Multi-head attention among the queries; queries and keys carry the position, values do not."""
+    """Multi-head attention among the queries.
+
+    Queries and keys carry the position, values do not.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.width, config.heads, dropout=config.dropout, batch_first=True)
@@ -86,7 +92,10 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention → temporal attention → deformable cross-attention → FFN, for box and instance queries."""
+    """One decoder layer for box and instance queries.
+
+    Self-attention → temporal attention → deformable cross-attention → FFN.
+    """
 
     def __init__(self, config: ModelConfig, first: bool) -> None:
         super().__init__()
@@ -116,7 +125,10 @@ class DecoderLayer(nn.Module):
         tokens_BTSC: Tensor,
         geometry: Geometry,
     ) -> tuple[Tensor, Tensor]:
-        """→ instance queries [B, Q, C], box queries [B, T, Q, C]. In the first layer `box` comes with T = 1."""
+        """→ instance queries [B, Q, C], box queries [B, T, Q, C].
+
+        In the first layer `box` comes with T = 1.
+        """
         instance = self.self_norm(instance_BQC + self.dropout(self.self_attn(instance_BQC, position_QC)))
         B, T = box_BTQC.shape[:2]
         attended = self.self_attn_box(box_BTQC.flatten(0, 1), position_QC).unflatten(0, (B, T))
@@ -153,7 +165,10 @@ class Decoder(nn.Module):
         nn.init.constant_(last[0].bias[2:], -2.0)
 
     def forward(self, tokens_BTSC: Tensor, geometry: Geometry) -> list[DecodedLayer]:
-        """Encoded tokens [B, T, S, C] → one `DecodedLayer` a layer, the last one being the result."""
+        """Encoded tokens [B, T, S, C] → one `DecodedLayer` a layer.
+
+        The last one is the result.
+        """
         B, T = tokens_BTSC.shape[:2]
         position_QC, content_QC = self.query_embed.weight.chunk(2, 1)
         reference = self.reference_points(position_QC).sigmoid().expand(B, T, -1, -1)

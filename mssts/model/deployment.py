@@ -1,4 +1,6 @@
-"""The engine as it is deployed: batch norms folded into convolutions, weights stored in 16 bits where that is safe.
+"""Prepares the engine for deployment: folds batch norms, stores 16-bit weights.
+
+Weights are stored in 16 bits only where that is safe.
 
 What stays in fp32 in every precision, because 16 bits are too few for it: reference points and boxes (a location in
 fp16 moves a sample by a good part of a pixel), softmax, layer and group norms, class scores, and the dynamic mask
@@ -24,7 +26,9 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 
 def deployed(engine: Engine, precision: str = "fp32") -> Engine:
-    """A copy of the engine in evaluation mode, folded and stored in `precision` (a key of `PRECISIONS`).
+    """Copies the engine in evaluation mode, folded and stored in `precision`.
+
+    `precision` is a key of `PRECISIONS`.
 
     The weights of convolutions and linear layers, and what flows between modules, are of that type; inputs and outputs
     are those of `mssts.contract` in every precision.
@@ -59,7 +63,7 @@ def deployed(engine: Engine, precision: str = "fp32") -> Engine:
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Multiplies every batch norm that directly follows a convolution into it, in place, in fp64."""
+    """Folds every batch norm that directly follows a convolution, in place, in fp64."""
     for parent in list(module.modules()):
         for conv_name, norm_name in _followed_by_norm(parent):
             convolution, norm = getattr(parent, conv_name), getattr(parent, norm_name)
@@ -75,7 +79,10 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 def _followed_by_norm(parent: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of the children that are a convolution and its norm: `convN` with `bnN`, or neighbours in a sequence."""
+    """Names of the children that are a convolution and its norm.
+
+    They are `convN` with `bnN`, or neighbours in a sequence.
+    """
     children = dict(parent.named_children())
     names = list(children)
     pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]

@@ -1,4 +1,4 @@
-"""The encoder: deformable attention and the MS-STS attention module side by side (Figure 2a)."""
+"""Encoder: deformable attention beside the MS-STS attention module (Figure 2a)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The model as an engine: uint8 frames in, the K best instances out. What is exported, and the reference for parity."""
+"""The model as an engine: uint8 frames in, the K best instances out.
+
+This is what is exported, and the reference for parity.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def normalise(frames_BTHWC: Tensor, sizes_B2: Tensor) -> Tensor:
 
 
 class Engine(nn.Module):
-    """`MSSTSVIS` between the tensors of `mssts.contract`: uint8 in, and the masks of the last layer's best K alone."""
+    """`MSSTSVIS` with the inputs and outputs of `mssts.contract`.
+
+    Frames come in as uint8, and masks are those of the last layer's best K alone.
+    """
 
     def __init__(self, model: MSSTSVIS, top_k: int) -> None:
         super().__init__()
@@ -33,7 +39,10 @@ class Engine(nn.Module):
         self.top_k = top_k
 
     def forward(self, frames: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The tensors of `mssts.contract.ENGINE_OUTPUTS`: the top K of class × query, as the released inference."""
+        """The tensors of `mssts.contract.ENGINE_OUTPUTS`.
+
+        They are the top K of class × query, as in the released inference.
+        """
         images = normalise(frames, sizes).to(self.model.encoder.level_embed.weight.dtype)
         prediction = self.model(images, sizes)
         classes = self.model.config.classes

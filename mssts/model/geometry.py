@@ -1,4 +1,7 @@
-"""Where the tokens of a padded clip lie: sizes of the scales, valid tokens, positions and reference points."""
+"""Geometry of a padded clip's tokens.
+
+Sizes of the scales, valid tokens, positions and reference points.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Geometry:
-    """What every layer of one forward pass shares. All frames of a clip have the same size, so T does not appear."""
+    """The geometry shared by all layers of one forward pass.
+
+    All frames of a clip have the same size, so T does not appear.
+    """
 
     shapes: list[tuple[int, int]]  # (h, w) of each scale, finest first
     shapes_L2: Tensor  # the same as int64
@@ -36,7 +42,9 @@ def sine_periods(channels: int) -> Tensor:
 
 
 def sine_position(valid_h_Bh: Tensor, valid_w_Bw: Tensor, periods: Tensor) -> Tensor:
-    """Normalised sine embedding of the position in the valid region (DETR, arXiv 2005.12872) → [B, h·w, C].
+    """Normalised sine embedding of the position in the valid region → [B, h·w, C].
+
+    As in DETR (arXiv 2005.12872).
 
     The rows and columns that are valid are prefixes, so the cumulative sums of the 2-D mask are products of 1-D ones.
     Tokens of padding get what the released code gives them; they reach the mask head's convolutions at the border.
@@ -58,12 +66,12 @@ def sine_position(valid_h_Bh: Tensor, valid_w_Bw: Tensor, periods: Tensor) -> Te
 def build_geometry(
     shapes: list[tuple[int, int]], sizes_B2: Tensor, height: int, width: int, periods: Tensor, dtype: torch.dtype
 ) -> Geometry:
-    """The geometry of clips of valid sizes `sizes_B2` (height, width) inside padded frames of height × width.
+    """Geometry of clips of sizes `sizes_B2` in padded frames of height × width.
 
-    Computed in fp32, whatever the `dtype` of the tokens; only positions and the mask are in `dtype`, and in fp64 all of
-    it is.
+    `sizes_B2` holds the valid height and width. Computed in fp32, whatever the `dtype` of the tokens; only positions
+    and the mask are in `dtype`, and in fp64 all of it is.
 
-    A token is padding if the pixel that nearest-neighbour downsampling picks for it is (as the released code has it).
+    A token is padding if the pixel that nearest-neighbour downsampling picks for it is, as in the released code.
     """
     device = sizes_B2.device
     wide = torch.promote_types(dtype, torch.float32)
@@ -92,7 +100,10 @@ def build_geometry(
 
 
 def _nearest(length: int, full: int, device: torch.device) -> Tensor:
-    """The index, among `full` pixels, that nearest-neighbour downsampling to `length` picks for each; [1, length]."""
+    """Pixel indices that nearest-neighbour downsampling to `length` picks.
+
+    Shape [1, length]. They are indices among `full` pixels.
+    """
     index = torch.arange(length, dtype=torch.float32, device=device)
     return torch.floor(index * (_scalar(full, device).float() / _scalar(length, device).float()))[None]
 

@@ -18,7 +18,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def linears(self) -> list[nn.Linear]:
-        """Its layers, for their initialisation."""
+        """The linear layers, for their initialisation."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,11 +28,14 @@ class MLP(nn.Module):
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """The same in fp32, or in fp64 if it was: for arithmetic that 16 bits are too few for."""
+    """The tensor in fp32, or in fp64 if it was.
+
+    For arithmetic for which 16 bits are too few.
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """log(x / (1 − x)) with both clamped to at least `eps`, as Deformable DETR has it."""
+    """log(x / (1 − x)) with both clamped to at least `eps`, as in Deformable DETR."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

@@ -1,4 +1,7 @@
-"""The mask head: FPN-like convolutions to 8 channels, then three dynamic 1×1 convolutions an instance (CondInst)."""
+"""Mask head: convolutions to 8 channels, then dynamic convolutions (CondInst).
+
+The first are FPN-like, the others three 1×1 convolutions for each instance.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ _STRIDE = 8  # of the mask features; masks come out at half of it
 
 
 class MaskFeatures(nn.Module):
-    """Encoded features of strides 8, 16 and 32 → mask features of stride 8, C/32 channels (at least 8)."""
+    """Features of strides 8, 16 and 32 → mask features of stride 8.
+
+    They have C/32 channels, and at least 8.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -53,12 +59,17 @@ def _as_large_as(fine_NChw: Tensor, coarse_NChw: Tensor) -> Tensor:
 
 
 def mask_feature_channels(config: ModelConfig) -> int:
-    """Channels of the mask features: C/32 as in the released code, and no fewer than the dynamic convolutions have."""
+    """Channels of the mask features.
+
+    C/32 as in the released code, and no fewer than the dynamic convolutions have.
+    """
     return max(config.width // 32, _CHANNELS)
 
 
 class DynamicMaskHead(nn.Module):
-    """An MLP turns an instance feature into the weights of three 1×1 convolutions that draw its mask.
+    """An MLP from an instance feature to the weights of three 1×1 convolutions.
+
+    The convolutions draw the instance's mask.
 
     The convolutions see the mask features and the pixel's position relative to the instance's centre, in pixels.
     """
@@ -105,7 +116,9 @@ class DynamicMaskHead(nn.Module):
 
 
 def double_aligned(x_hw: Tensor) -> Tensor:
-    """Doubles the resolution of the last two dimensions bilinearly: pixel 2i+1 is pixel i, 2i its mean with i−1.
+    """Doubles the resolution of the last two dimensions bilinearly.
+
+    Pixel 2i+1 is pixel i, 2i its mean with i−1.
 
     CondInst's `aligned_bilinear` for a factor of 2, without its paddings and croppings.
     """

@@ -1,4 +1,7 @@
-"""The whole model: frames of a clip → classes, boxes and masks of its instances (Figure 2a)."""
+"""The whole model: frames of a clip → classes, boxes and masks of its instances.
+
+See Figure 2a of the paper.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ from mssts.model.split_attention import SplitAttention
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of a clip, layer by layer; masks are drawn on demand by `MSSTSVIS.masks`."""
+    """The model's predictions for a clip, layer by layer.
+
+    Masks are drawn on demand by `MSSTSVIS.masks`.
+    """
 
     logits: list[Tensor]  # one [B, Q, classes] a decoder layer
     layers: list[DecodedLayer]
@@ -71,7 +77,7 @@ class MSSTSVIS(nn.Module):
             nn.init.constant_(linear.bias, -math.log((1 - prior) / prior))
 
     def forward(self, images_BT3HW: Tensor, sizes_B2: Tensor) -> Prediction:
-        """Normalised images, zero where padded, and the valid sizes (height, width) of the clips."""
+        """Normalised images, zero where padded, and the clips' valid heights and widths."""
         B, T, _, H, W = images_BT3HW.shape
         features = self.backbone(images_BT3HW.flatten(0, 1))
         scales = []
@@ -101,7 +107,10 @@ class MSSTSVIS(nn.Module):
         )
 
     def masks(self, prediction: Prediction, layer: int, queries_BK: Tensor) -> Tensor:
-        """Mask logits [B, K, T, h, w] at stride 4 of the chosen queries, drawn by one decoder layer."""
+        """Mask logits [B, K, T, h, w] at stride 4 of the chosen queries.
+
+        They are drawn by one decoder layer.
+        """
         decoded = prediction.layers[layer]
         instance = decoded.instance_BQC.gather(1, queries_BK[..., None].expand(-1, -1, self.config.width))
         T, R = decoded.reference_BTQR.shape[1], decoded.reference_BTQR.shape[3]
@@ -111,7 +120,9 @@ class MSSTSVIS(nn.Module):
 
 
 class _StridedConvolution(nn.Conv2d):
-    """Of stride 2, to a further scale. Under autocast on a processor it computes in fp32.
+    """Reduces features from stride 2 to a further scale.
+
+    Under autocast on a processor it computes in fp32.
 
     oneDNN's convolution in bf16 for AMX (seen in PyTorch 2.13) reads memory that nobody wrote where a map is one or two
     wide, and gives other values each time, NaN among them.

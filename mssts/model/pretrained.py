@@ -1,4 +1,4 @@
-"""Backbones trained on ImageNet, in torchvision's naming (ResNet, ResNeXt) and Microsoft's (Swin)."""
+"""Loads ImageNet backbones of torchvision (ResNet, ResNeXt) and Microsoft (Swin)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NEW = re.compile(r"norm[123]\.(weight|bias)")
 
 
 def load_backbone_weights(model: MSSTSVIS, path: Path | str) -> tuple[list[str], list[str]]:
-    """Loads a file of ImageNet weights, .pth or .safetensors, into the model's backbone.
+    """Loads ImageNet weights, .pth or .safetensors, into the model's backbone.
 
     Returns:
         The names of the file that are deliberately unused, and the parameters that it lacks and that stay as they were

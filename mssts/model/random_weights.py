@@ -1,4 +1,4 @@
-"""A preset without a checkpoint: for those who want to know how fast it is before they train it."""
+"""Random weights for speed measurements without a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from mssts.model.mssts_vis import MSSTSVIS
 
 
 def random_checkpoint(preset: Preset, seed: int = 0) -> Checkpoint:
-    """The preset with random weights, every layer awake: what starts at zero in training is drawn too, and class scores
-    are spread, so that a comparison of two engines of it means something."""
+    """The preset with random weights, none of them zero.
+
+    What starts at zero in training is drawn too, and class scores are spread, so that a comparison of two engines of it
+    means something.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MSSTSVIS(preset.model).eval()

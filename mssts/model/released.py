@@ -1,4 +1,7 @@
-"""Checkpoints of the released code (OmkarThawakar/MSSTS-VIS, SeqFormer): their names and ours, and what they fit."""
+"""Checkpoints of the released code: names, and the presets they fit.
+
+The code is OmkarThawakar/MSSTS-VIS, which is built on SeqFormer.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ _RULES: tuple[tuple[str, str], ...] = (
 
 
 def our_name(released: str) -> str | None:
-    """Our name of a released parameter; None if it is deliberately unused.
+    """Our name of a released parameter, or None if it is deliberately unused.
 
     Raises:
         KeyError: no rule covers it.
@@ -79,7 +82,10 @@ def convert_released(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], 
 
 @dataclass(frozen=True)
 class Released:
-    """A released checkpoint in our names: the preset it fits, additions switched off, and the names left out."""
+    """A released checkpoint in our names.
+
+    The preset it fits, with all switches off, and the names that were left out.
+    """
 
     preset: Preset
     weights: dict[str, Tensor]
@@ -87,7 +93,9 @@ class Released:
 
 
 def read_released(path: Path | str, preset_name: str | None = None) -> Released:
-    """Reads a checkpoint of the released code, strictly; its backbone tells the preset if `preset_name` does not.
+    """Reads a checkpoint of the released code, strictly.
+
+    If `preset_name` is None, the preset follows from the checkpoint's backbone.
 
     Raises:
         MsstsError: the file is absent, damaged or not data; a name is unknown or missing, or of the wrong shape.
@@ -131,7 +139,7 @@ def _backbone(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 
 
 def _sized(model: ModelConfig, weights: dict[str, Tensor]) -> ModelConfig:
-    """The additions switched off, and the numbers that the released code takes from its command line."""
+    """The released configuration: switches off, and defaults of its command line."""
     queries, classifier = weights.get("decoder.query_embed.weight"), weights.get("class_embed.0.bias")
     return replace(
         model,

@@ -1,4 +1,7 @@
-"""Residual networks (arXiv 1512.03385, 1611.05431) with torchvision's state-dict names, so that its weights load."""
+"""Residual networks (arXiv 1512.03385, 1611.05431) with torchvision's names.
+
+With the names of its state dict, its weights load.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ NormLayer = Callable[[int], nn.Module]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine parameters never change: the right one for batches of a few clips."""
+    """Batch norm whose statistics and affine parameters never change.
+
+    It suits batches of a few clips.
+    """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -57,7 +63,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride, as torchvision has it), 1×1 (ResNet-50 and deeper)."""
+    """1×1, 3×3 (with the stride, as in torchvision), 1×1 (ResNet-50 and deeper)."""
 
     expansion = 4
     groups = 1  # of the 3×3 convolution
@@ -96,7 +102,10 @@ def _shortcut(channels_in: int, channels_out: int, stride: int, norm: NormLayer)
 
 
 class ResNet(nn.Module):
-    """A residual network without its classifier; gives the features of strides 8, 16 and 32."""
+    """A residual network without its classifier.
+
+    It returns the features of strides 8, 16 and 32.
+    """
 
     def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], norm: NormLayer) -> None:
         super().__init__()
@@ -116,7 +125,10 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images_N3HW: Tensor) -> list[Tensor]:
-        """Normalised images [N, 3, H, W] → features [N, C_i, ⌈H/s⌉, ⌈W/s⌉] for s = 8, 16, 32."""
+        """Images [N, 3, H, W] → features [N, C_i, ⌈H/s⌉, ⌈W/s⌉] for s = 8, 16, 32.
+
+        Images are normalised.
+        """
         x = F.relu(self.bn1(self.conv1(images_N3HW)))
         x = F.max_pool2d(x, 3, 2, 1)
         features = []

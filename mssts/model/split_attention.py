@@ -1,4 +1,6 @@
-"""The MS-STS attention module Ẑ: attention over time, split from attention over space (Figure 2b–d of the paper).
+"""The MS-STS attention module Ẑ: attention over time, split from that over space.
+
+See Figure 2b–d of the paper.
 
 The module is reconstructed from the figure. What that leaves open, and what was chosen:
 - **Position.** The tokens carry the embedding of their position and scale (`split_position`), as in the deformable
@@ -45,7 +47,10 @@ class _FeedForward(nn.Sequential):
 
 
 class IntraScaleAttention(nn.Module):
-    """Figure 2c: at each scale and location the T tokens attend to one another → attention → layer norm → FFN."""
+    """Intra-scale block (Figure 2c).
+
+    At each scale and location the T tokens attend to one another → attention → layer norm → FFN.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -63,7 +68,10 @@ class IntraScaleAttention(nn.Module):
 
 
 class InterScaleAttention(nn.Module):
-    """Figure 2d: scale s with scale s+1, concatenated along time → norm → attention → dropout → norm → FFN."""
+    """Inter-scale block (Figure 2d): scale s with scale s+1, concatenated along time.
+
+    → norm → attention → dropout → norm → FFN.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float, own_linear: bool = False) -> None:
         super().__init__()
@@ -79,13 +87,19 @@ class InterScaleAttention(nn.Module):
         self.ffn = _FeedForward(width)
 
     def forward(self, tokens_BTSD: Tensor, input_BTSD: Tensor, geometry: Geometry) -> Tensor:
-        """Tokens after the intra-scale block, and what entered it (the coarsest scale's partner) → [B, T, S, D]."""
+        """Tokens after the intra-scale block, and its inputs → [B, T, S, D].
+
+        The inputs are the partner of the coarsest scale.
+        """
         coarsest = geometry.split(input_BTSD, 2)[-1]
         partners = torch.cat((tokens_BTSD, coarsest), 2)
         return self.pair(tokens_BTSD, partners, _parents(geometry, tokens_BTSD.device))
 
     def pair(self, tokens_BTSD: Tensor, partners_BTPD: Tensor, parent_S: Tensor) -> Tensor:
-        """→ [B, T, S, D]; token i attends to itself and to partner `parent_S[i]`, in all frames of both."""
+        """→ [B, T, S, D].
+
+        Token i attends to itself and to partner `parent_S[i]`, in all frames of both.
+        """
         own = self.norm1(tokens_BTSD if self.own is None else self.own(tokens_BTSD))
         partner = self.norm1(self.neighbour(partners_BTPD))
         key, value = torch.cat((self.key_value(own), self.key_value(partner).index_select(2, parent_S)), 1).chunk(2, -1)
@@ -95,7 +109,10 @@ class InterScaleAttention(nn.Module):
 
 
 def _parents(geometry: Geometry, device: torch.device) -> Tensor:
-    """For every token, the index of its partner among the tokens of all scales followed by the coarsest's inputs."""
+    """For every token, the index of its partner.
+
+    Indices count the tokens of all scales, followed by the coarsest scale's inputs.
+    """
     indices: list[Tensor] = []
     start = 0
     for (h, w), parents in zip(geometry.shapes, _parents_by_scale(geometry, device), strict=True):
@@ -105,7 +122,9 @@ def _parents(geometry: Geometry, device: torch.device) -> Tensor:
 
 
 def _parents_by_scale(geometry: Geometry, device: torch.device) -> list[Tensor]:
-    """For every token of each scale, the index of its partner among those of the next scale, the last's among its own.
+    """For every token of each scale, the index of its partner in the next scale.
+
+    The last scale's partners are its own tokens.
 
     Each scale is ⌈half⌉ of the finer one, so that indices stay inside.
     """
@@ -141,7 +160,10 @@ class _InterByScale(nn.ModuleList):
 
 
 class SplitAttention(nn.Module):
-    """The whole module Ẑ: linear → intra-scale → inter-scale → linear; either block can be switched off."""
+    """The whole module Ẑ: linear → intra-scale → inter-scale → linear.
+
+    Either block can be switched off.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reads weights that other code wrote: as data, so that nothing in the file is executed."""
+"""Reads weights of other code as data, so that nothing in the file is executed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from mssts.errors import MsstsError
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file looks like safetensors (eight bytes of length, then JSON), whatever its name ends in."""
+    """Whether a file looks like safetensors, whatever its name ends in.
+
+    Such a file begins with eight bytes of length, then JSON.
+    """
     with open(path, "rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """The state dict of a safetensors or PyTorch file: the file itself, or what it holds under `model`.
+    """The state dict of a safetensors or PyTorch file.
+
+    It is the file itself, or what the file holds under `model`.
 
     Raises:
         MsstsError: the file is absent, damaged, holds anything that is not data, or holds no state dict.
@@ -64,6 +69,6 @@ def _read_torch(path: Path) -> object:
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Names for people, those of equal layers as one: `encoder.layers.*.norm1.bias ×6`."""
+    """Readable names, equal layers joined: `encoder.layers.*.norm1.bias ×6`."""
     counts = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
     return [name if count == 1 else f"{name} ×{count}" for name, count in sorted(counts.items())]

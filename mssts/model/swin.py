@@ -1,4 +1,6 @@
-"""Swin Transformer (arXiv 2103.14030) as a backbone, with Microsoft's state-dict names, so that its weights load.
+"""Swin Transformer backbone (arXiv 2103.14030) with Microsoft's names.
+
+With the names of its state dict, its weights load.
 
 Letters: N images, H and W of a map in tokens, C channels, G windows of L tokens each, M heads, D channels a head.
 
@@ -22,7 +24,10 @@ _MASKED = -100.0  # added to the logits of what is masked; not −∞, as traine
 
 @dataclass(frozen=True)
 class SwinConfig:
-    """The architecture: `width` is C of the first stage and doubles with each, `window` is in tokens."""
+    """Swin's architecture.
+
+    `width` is C of the first stage and doubles with each, `window` is in tokens.
+    """
 
     width: int
     depths: tuple[int, int, int, int]
@@ -38,7 +43,9 @@ def _ceil_div(length: int, divisor: int) -> int:
 
 @dataclass(frozen=True)
 class Grid:
-    """The tokens of an image of `height` × `width` pixels, one for each square of `stride` pixels, begun ones included.
+    """The grid of tokens of an image of `height` × `width` pixels.
+
+    One token for each square of `stride` pixels, incomplete ones included.
 
     Each map's size follows from the image's, not from the map before: ⌈⌈H/4⌉/2⌉ is ⌈H/8⌉, but under export, where sizes
     are symbols, the nested form grows from stage to stage, and the time of the export with it.
@@ -59,7 +66,9 @@ class Grid:
 
 
 class Windows:
-    """How the map of a grid, shifted cyclically up and to the left, is cut into windows of `window` × `window` tokens.
+    """The partition of a cyclically shifted grid into windows.
+
+    The map is shifted up and to the left, then cut into windows of `window` × `window` tokens.
 
     Sizes may be symbolic (under export): nothing here branches on them.
     """
@@ -92,7 +101,10 @@ class Windows:
         return x[:, : self.height, : self.width]
 
     def mask(self, like: Tensor) -> Tensor:
-        """[G, L, L], to be added to attention: tokens that only the shift made neighbours do not see one another."""
+        """Attention mask [G, L, L], to be added to the logits.
+
+        Tokens that only the shift made neighbours do not see one another.
+        """
 
         def part(length: int) -> Tensor:
             # 0: before the last window; 1: in it; 2: what the shift brought there from the other end.
@@ -106,7 +118,7 @@ class Windows:
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention inside each window, with a learned bias for each relative position."""
+    """Multi-head attention inside each window, with a learned relative position bias."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -131,7 +143,7 @@ class WindowAttention(nn.Module):
 
 
 def _relative_position_index(window: int) -> Tensor:
-    """[L, L]: for tokens i and j of a window, the row of the bias table of their offset."""
+    """[L, L]: the bias table's row for the offset of tokens i and j of a window."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     down, right = y[:, None] - y + window - 1, x[:, None] - x + window - 1
@@ -151,7 +163,10 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Norm → window attention → residual → norm → MLP → residual. Training drops the residuals of random images."""
+    """Norm → window attention → residual → norm → MLP → residual.
+
+    Training drops the residuals of random images.
+    """
 
     def __init__(self, width: int, heads: int, window: int, drop_path: float) -> None:
         super().__init__()
@@ -174,7 +189,10 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring tokens become one of twice the width; odd maps are padded with zeros."""
+    """Merges four neighbouring tokens into one of twice the width.
+
+    Odd maps are padded with zeros.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -190,7 +208,10 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks that shift their windows by half a window every second time, then (but for the last stage) merging."""
+    """Blocks with alternately shifted windows, then (but for the last stage) merging.
+
+    The shift is half a window.
+    """
 
     def __init__(self, width: int, heads: int, window: int, drop_paths: list[float], merge: bool) -> None:
         super().__init__()
@@ -199,7 +220,7 @@ class SwinStage(nn.Module):
         self.downsample = PatchMerging(width) if merge else None
 
     def forward(self, x_NHWC: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """The map of `grid` → the stage's features [N, H, W, C], and what the next stage starts from."""
+        """The map of `grid` → features [N, H, W, C] and the next stage's input."""
         still, shifted = Windows(grid, self.window, 0), Windows(grid, self.window, self.window // 2)
         mask_GLL = shifted.mask(x_NHWC)
         for i, block in enumerate(self.blocks):
@@ -225,7 +246,10 @@ class PatchEmbedding(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """Swin without its classifier; gives the normalised features of strides 8, 16 and 32."""
+    """Swin without its classifier.
+
+    It returns the normalised features of strides 8, 16 and 32.
+    """
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -248,7 +272,10 @@ class SwinTransformer(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, images_N3HW: Tensor) -> list[Tensor]:
-        """Normalised images [N, 3, H, W] → features [N, C_i, ⌈H/s⌉, ⌈W/s⌉] for s = 8, 16, 32."""
+        """Images [N, 3, H, W] → features [N, C_i, ⌈H/s⌉, ⌈W/s⌉] for s = 8, 16, 32.
+
+        Images are normalised.
+        """
         x_NHWC, grid = self.patch_embed(images_N3HW)
         features = []
         for stage, layer in enumerate(self.layers):

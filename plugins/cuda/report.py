@@ -1,4 +1,6 @@
-"""What the compiler says of the CUDA kernels: registers, spills, occupancy, instructions a point and their bound.
+"""Compiler report on the CUDA kernels: registers, spills, occupancy, issue bound.
+
+The issue bound follows from the instructions for each point.
 
 Bound by the compiler's report, no time measured. An instruction is issued to 32 threads at once, and a multiprocessor
 issues four a cycle at most: `instructions a point × points ÷ (multiprocessors × 4 × clock)` is the time that issuing
@@ -55,7 +57,7 @@ REGISTERS_OF_MULTIPROCESSOR = 65536
 
 @dataclass(frozen=True)
 class Launch:
-    """How the R50 encoder call launches a kernel, and what one of its warps does.
+    """The R50 encoder's launch of a kernel, and the work of one warp.
 
     Attributes:
         kernel: part of the demangled name.
@@ -81,7 +83,10 @@ class Launch:
 
     @property
     def stock(self) -> bool:
-        """Of the released code: no softmax, no locations, which other kernels compute before it."""
+        """Launches of the released code's kernel.
+
+        It takes softmax and locations that other kernels compute before it.
+        """
         return self.kernel.startswith("ms_deformable")
 
     @property
@@ -161,7 +166,10 @@ class ReportError(Exception):
 
 
 def tool(name: str) -> str:
-    """A binary of the CUDA toolkit: on PATH, in /usr/local/cuda, or of this Python's wheels."""
+    """A binary of the CUDA toolkit.
+
+    It is on PATH, in /usr/local/cuda, or in this Python's wheels.
+    """
     found = shutil.which(name)
     if found:
         return found
@@ -194,7 +202,7 @@ def run(*command: str) -> str:
 
 
 def demangle(names: list[str]) -> dict[str, str]:
-    """C++ names; as they are where there is no c++filt."""
+    """Demangled C++ names, unchanged where there is no c++filt."""
     if not names or shutil.which("c++filt") is None:
         return {name: name for name in names}
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
@@ -254,7 +262,7 @@ def loops_of(code: list[Instruction]) -> list[tuple[int, int]]:
 
 
 def branch_target(instruction: Instruction) -> int | None:
-    """Where a branch goes."""
+    """The target of a branch."""
     target = re.search(r"0x([0-9a-f]+)\s*$", instruction.operands)
     return int(target[1], 16) if instruction.opcode.startswith("BRA") and target else None
 
@@ -277,7 +285,9 @@ def never_taken(code: list[Instruction], marks: tuple[str, ...]) -> list[tuple[i
 
 
 def count(code: list[Instruction], launch: Launch) -> tuple[int, int]:
-    """(instructions of the main loop, all that one warp issues): both by what the nest around the tokens' loads runs.
+    """(instructions of the main loop, all that one warp issues).
+
+    Both are counted by how often the loops around the tokens' loads run.
 
     Code outside of these loops counts once, that of branches too, to the first EXIT or vote after them: what stands
     behind the vote computes again what is not finite. Not counted: unrolled loops beside the nest (4 loads or more: for
@@ -327,7 +337,10 @@ def count(code: list[Instruction], launch: Launch) -> tuple[int, int]:
 
 
 def occupancy(kernel: Kernel, launch: Launch) -> float | None:
-    """Warps that a multiprocessor holds, of those it could; by registers, shared memory, threads and blocks."""
+    """Resident warps of a multiprocessor, as a fraction of its maximum.
+
+    They are limited by registers, shared memory, threads and blocks.
+    """
     limits = LIMITS.get(kernel.architecture)
     if limits is None:
         return None
@@ -344,7 +357,10 @@ def occupancy(kernel: Kernel, launch: Launch) -> float | None:
 
 
 def kernels_of(library: Path, only: int | None = None) -> list[Kernel]:
-    """What `cuobjdump` says of every kernel of a library or cubin (of one architecture)."""
+    """`cuobjdump`'s figures for every kernel of a library or cubin.
+
+    The file is for one architecture.
+    """
     options = ("--gpu-architecture", f"sm_{only}") if only and library.suffix != ".cubin" else ()
     code = {(architecture, name): sass for architecture, name, sass in listings(library, options)}
     architectures = {architecture for architecture, _ in code}
@@ -374,7 +390,7 @@ def kernels_of(library: Path, only: int | None = None) -> list[Kernel]:
 
 
 def describe(kernel: Kernel, sass: list[Instruction], launch: Launch) -> None:
-    """Adds what depends on the launch; bounds for the H200 alone."""
+    """Adds the figures that depend on the launch, with bounds for the H200 only."""
     kernel.dtype, kernel.backward, kernel.stock = launch.dtype, launch.backward, launch.stock
     kernel.threads, kernel.points_of_warp = launch.threads, launch.points
     kernel.occupancy = occupancy(kernel, launch)
@@ -425,7 +441,10 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Prints the table and writes the file; 1 with a line on what is missing."""
+    """Prints the table and writes the file.
+
+    Returns 1 with a line on what is missing.
+    """
     arguments = parsed()
     try:
         kernels = kernels_of(arguments.library, arguments.architecture)
