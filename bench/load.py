@@ -36,7 +36,7 @@ _CLIP_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Row:
-    """What one setting gave.
+    """Figures of one setting.
 
     Attributes:
         mode: `closed` or `open`.
@@ -83,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints the table and writes the files. The exit code is 1 if a clip failed otherwise than refused."""
+    """Measures, prints the table and writes the files.
+
+    The exit code is 1 if a clip failed for another reason than a full server."""
     from mssts.provenance import provenance
 
     check_positive(arguments, "seconds", "frames")
@@ -127,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass
 class _Tally:
-    """What the clients saw. Their threads share it."""
+    """Answers as the clients saw them. Their threads share it."""
 
     milliseconds: list[float] = field(default_factory=list)
     errors: int = 0
@@ -168,7 +170,7 @@ class _Load:
         self.segmenter.close()
 
     def measure(self, mode: str, value: float, seconds: float) -> Row:
-        """One row: `value` is the concurrency of the closed loop, or the rate of the open one."""
+        """One row, where `value` is a concurrency (closed loop) or a rate (open loop)."""
         tally = _Tally()
         before = self.segmenter.statistics()
         memory = _Memory(self._process)
@@ -229,7 +231,7 @@ class _Load:
             thread.join()
 
     def _send(self, tally: _Tally) -> bool:
-        """Sends the clip once; whether it was answered."""
+        """Sends the clip once and returns whether it was answered."""
         from mssts import contract
         from mssts.segmenters.triton.failures import Kind, failure_of
 
@@ -326,7 +328,7 @@ def _numbers(option: str, text: str, whole: bool = False) -> list[float]:
 
 
 def _clip(frames: int, height: int, width: int) -> np.ndarray:
-    """Frames [T, H, W, 3] with soft shapes in them: JPEG and the model find something to do."""
+    """Frames [T, H, W, 3] with soft shapes, so that JPEG and model have work."""
     import numpy as np
 
     y, x = np.mgrid[0:height, 0:width] / max(height, width)

@@ -72,7 +72,7 @@ class Artefact:
 
     @classmethod
     def find(cls, model: Path | str) -> Artefact:
-        """Opens a model without reading its files, for a path that another process will open.
+        """Opens a model without reading its files, for a path that another process opens.
 
         Raises:
             MsstsError: as `open`, but for files that were truncated or changed.

@@ -19,7 +19,7 @@ _PLACEHOLDER = re.compile(r"((class|unused)[ _]?)?\d+")
 
 @dataclass(frozen=True)
 class CategoryMap:
-    """What the labels of an engine are called and numbered in the table of a data set.
+    """The engine's labels in the table of a data set.
 
     Attributes:
         by_label: for each label the data set's category, None where it has none of that name.
@@ -70,7 +70,7 @@ def map_by_name(engine: Sequence[Category], table: Sequence[Category], source: s
 
 
 def _key(name: str) -> str:
-    """What makes two names one: neither case, nor how words are joined."""
+    """The form in which names are compared: without case and joints of words."""
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
@@ -85,7 +85,7 @@ def warnings_of(mapped: CategoryMap, source: str) -> list[str]:
 
 
 def difference(ours: Sequence[Category], theirs: Sequence[Category]) -> str:
-    """The first difference of two tables in one phrase, empty if they are the same in the same order."""
+    """The first difference of two tables as a phrase, empty if there is none."""
     if list(ours) == list(theirs):
         return ""
     our_names, their_names = [c.name for c in ours], [c.name for c in theirs]
@@ -102,7 +102,7 @@ def difference(ours: Sequence[Category], theirs: Sequence[Category]) -> str:
 
 
 def disagreement(results: Sequence[Category], table: Sequence[Category]) -> str:
-    """The ids that mean other classes in results than in a data set, in one phrase, empty if none does."""
+    """The ids that mean different classes in results and data set, as a phrase."""
     results = sorted((c for c in results if not _PLACEHOLDER.fullmatch(c.name)), key=lambda category: category.id)
     table = [category for category in table if not _PLACEHOLDER.fullmatch(category.name)]
     names = {category.id: category.name for category in table}
@@ -127,7 +127,7 @@ def read_categories(value: object) -> tuple[Category, ...]:
 
 
 def rows_by_name(ours: Sequence[Category], theirs: Sequence[Category]) -> list[int | None]:
-    """For each of our classes the label of the same class among theirs, None where there is none.
+    """For each of our classes, the label of that class among theirs, or None.
 
     Classes without a name of their own, as in a checkpoint that does not say, are the same where their ids are.
     """

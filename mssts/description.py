@@ -1,4 +1,4 @@
-"""What a model on disk is: a checkpoint, an exported graph or a built plan."""
+"""Description of a model on disk: a checkpoint, an exported graph or a plan."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mssts.manifest import Manifest
 from mssts.runners.tensorrt_library import first_gpu, load_plugins, message_log, tensorrt_module
 
 _ONNX_TYPES = {1: "float32", 2: "uint8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}
-# The libraries of ours that run our ops in a file.
+# Our libraries that run our ops in a file.
 _LIBRARIES = {Kind.ONNX: ("onnxruntime", "openvino"), Kind.PLAN: ("tensorrt",)}
 
 
 def describe(model: Artefact | Path | str) -> dict[str, Any]:
-    """What a model is, as a JSON value.
+    """The description of a model, as a JSON value.
 
     Raises:
         MsstsError: it is absent, broken, truncated, of an unknown kind, or not the file that its manifest describes.
@@ -52,7 +52,7 @@ def _from_manifest(manifest: Manifest | None) -> dict[str, Any]:
 
 
 def _graph(file: Path) -> dict[str, Any]:
-    """What the ONNX file itself says."""
+    """The description in the ONNX file itself."""
     try:
         import onnx
     except ImportError:
@@ -94,7 +94,7 @@ def _port(value: Any) -> dict[str, Any]:
 
 
 def _plan(plan: Artefact) -> dict[str, Any]:
-    """What the manifest of a plan says, and the memory it needs, where it can be loaded."""
+    """The description of a plan by its manifest, with its memory if it can be loaded."""
     file, manifest = plan.path, plan.described()
     built = manifest.provenance.get("engine")
     if not isinstance(built, dict):
@@ -135,7 +135,7 @@ def _device_memory(file: Path, built: dict[str, Any]) -> int:
 
 
 def _kernels(kind: Kind) -> dict[str, str]:
-    """Which of our libraries would run the ops here: empty where it would, else why not."""
+    """The libraries for our ops: an empty text, or the reason why not here."""
     return {name: library(name).reason for name in _LIBRARIES[kind]}
 
 

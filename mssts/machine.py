@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
 
 
 def gpus() -> tuple[list[dict[str, str]], str]:
-    """The NVIDIA GPUs as the driver's own tool lists them, and why there are none where there are none."""
+    """The NVIDIA GPUs by the driver's own tool, and the reason if there are none."""
     keys = ("name", "memory.total", "driver_version", "compute_cap")
     command = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
     try:

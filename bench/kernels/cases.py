@@ -76,7 +76,7 @@ def by_autograd(function: Callable[[Any], Tensor], note: str = "") -> Callable[[
 
 
 def graph(function: Callable[[Any], Tensor], inputs: Inputs) -> tuple[Tensor, list[Tensor], Tensor]:
-    """The output of a function, the leaves it depends on, and the gradient of the output."""
+    """The output of a function, its leaves, and the gradient of the output."""
     leaves = [leaf.detach().requires_grad_() for leaf in inputs.leaves]
     if isinstance(inputs, DeformInputs):
         value, offsets, logits = leaves

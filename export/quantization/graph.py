@@ -1,4 +1,6 @@
-"""A graph in fp32 with its convolutions and linear layers in 8 bits, written as QuantizeLinear and DequantizeLinear.
+"""Quantisation of a graph: convolutions and linear layers in 8 bits.
+
+They are written as QuantizeLinear and DequantizeLinear.
 
 Weights are scaled per output channel and activations per tensor, both symmetrically: TensorRT takes nothing else, and
 OpenVINO needs a further pass over the activations where their zero is not 0. ONNX Runtime on a processor runs such a
@@ -33,7 +35,7 @@ _E4M3_MAX = float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)  # 448
 
 
 def read_exclusions(path: Path) -> list[str]:
-    """The globs of a file, one a line; `#` begins a comment.
+    """The globs of a file, one a line, with comments after `#`.
 
     Raises:
         MsstsError: the file is absent, is not text, or has a line with spaces inside, which no node name has.
@@ -55,7 +57,7 @@ def read_exclusions(path: Path) -> list[str]:
 
 
 def quantizable(model: ModelProto, exclusions: Sequence[str]) -> tuple[list[NodeProto], list[str]]:
-    """The nodes that are to be quantised, and the names of those that the globs exclude."""
+    """The nodes to quantise, and the names of those that the globs exclude."""
     constants = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     nodes = [node for node in model.graph.node if node.op_type in _OPS and node.input[1] in constants]
     excluded = {node.name for node in nodes if any(fnmatch.fnmatchcase(node.name, glob) for glob in exclusions)}
@@ -65,7 +67,7 @@ def quantizable(model: ModelProto, exclusions: Sequence[str]) -> tuple[list[Node
 def quantized(
     model: ModelProto, nodes: Sequence[NodeProto], ranges: TensorsData, number_format: str, target: str
 ) -> ModelProto:
-    """The model with `nodes` (of `quantizable`) in `number_format` for `target`; `model` itself is unchanged.
+    """A copy of the model with `nodes` in `number_format` for `target`.
 
     Args:
         model: in fp32.
@@ -118,7 +120,7 @@ def _is_finite(ranges: TensorsData, name: str) -> bool:
 
 
 def _spare_others(model: ModelProto, names: set[str]) -> None:
-    """Gives nodes that are not quantised the tensor itself where a quantised one takes it in 8 bits.
+    """Gives nodes that are not quantised the tensor itself instead of its 8 bits.
 
     But the shortcut of a residual block of convolutions stays in 8 bits: so it is fused with the convolution.
     """
@@ -142,7 +144,7 @@ def _spare_others(model: ModelProto, names: set[str]) -> None:
 
 
 def _to_fp8(model: ModelProto, original: ModelProto) -> None:
-    """Turns a graph that is quantised to int8 into the same in E4M3, whose greatest value is that of the range too."""
+    """Turns an int8 graph into one in E4M3, scaled to the greatest value."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
     done: set[str] = set()

@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _found(results: Path, categories: Sequence[Category]) -> str:
-    """How many tracks of which classes are drawn, such as `2 person, 1 dog`."""
+    """Numbers of tracks drawn by class, such as `2 person, 1 dog`."""
     from mssts.prediction.predictor import PredictOptions
 
     threshold = PredictOptions().score_threshold

@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tls(arguments: argparse.Namespace) -> Tls | None:
-    """What the options say of TLS.
+    """The TLS settings of the options.
 
     Raises:
         MsstsError: a part of it is missing.

@@ -1,4 +1,6 @@
-"""Training clips: a few frames of a video with the boxes and masks of its objects, augmented alike in every frame.
+"""Training clips: a few frames of a video with boxes and masks of its objects.
+
+Every frame of a clip is augmented in the same way.
 
 A clip is a pure function of (seed, epoch, index), so that a resumed training sees what an unbroken one would have.
 Letters: N instances, T frames, H and W of the clip's frames.
@@ -33,7 +35,7 @@ class RelativeCrop:
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """Keeps `least` to `most` pixels of each side of a frame whose short edge is resized to one of `short_edges`.
+    """A crop of `least` to `most` pixels a side, after the short edge is resized.
 
     So DETR and SeqFormer crop, whatever the size of the frame; the defaults are theirs.
     """
@@ -43,7 +45,7 @@ class ResizedCrop:
     most: int = 600
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a crop of a frame, in the frame's own pixels: it is resized once, after the crop."""
+        """Height and width of a crop in the frame's own pixels, before it is resized."""
         scale = int(rng.choice(self.short_edges)) / min(height, width)
         crop_height, crop_width = (self._side(rng, side, scale) for side in (height, width))
         return crop_height, crop_width
@@ -55,7 +57,7 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class ClipTransform:
-    """How clips are augmented. The defaults are SeqFormer's sizes for YouTube-VIS.
+    """Augmentation of clips. The defaults are SeqFormer's sizes for YouTube-VIS.
 
     `short_edges` are the sizes in pixels of which one is drawn for a clip's short edge, less where the long edge would
     exceed `long_edge`. `crop`, `flip` and `reverse` (of time) are probabilities, `crop_size` says how much a crop
@@ -75,7 +77,7 @@ class ClipTransform:
 
 @dataclass(frozen=True)
 class Clip:
-    """T frames and the N instances visible in at least one of them; N may be 0."""
+    """T frames and the N instances (maybe 0) visible in at least one of them."""
 
     video_id: int
     frame_indices: tuple[int, ...]
@@ -87,7 +89,9 @@ class Clip:
 
 
 class ClipSource(Protocol):
-    """What a training draws its clips from: `len()` of them an epoch, each a pure function of index and epoch."""
+    """The source of training clips: `len()` of them an epoch.
+
+    Each is a pure function of index and epoch."""
 
     def __len__(self) -> int: ...
 
@@ -208,7 +212,7 @@ def mask_boxes(masks_NTHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A crop, a new size and a flip, for the frames and the masks alike."""
+    """A crop, a new size and a flip, for both frames and masks."""
 
     top: int
     left: int
@@ -248,7 +252,7 @@ class Geometry:
         return image[:, ::-1] if self.flip else image
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
-        """Applies it to a bool mask; a pixel is set if at least half of it is."""
+        """Applies it to a bool mask. A pixel is set if at least half of it is."""
         if (self.bottom - self.top, self.right - self.left) == (self.height, self.width):
             return self.frame(mask)
         return self.frame(mask.view(np.uint8) * np.uint8(255)) >= 128

@@ -1,4 +1,4 @@
-"""Reads COCO instance segmentation as videos of one frame, and maps its categories to those of a video data set."""
+"""COCO instance segmentation as videos of one frame, in a video set's categories."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ COCO_TO_YOUTUBE_VIS_2021: Mapping[str, str] = {
 
 
 def read_coco(path: Path | str, images: Path | str | None = None, progress: bool = True) -> VideoDataset:
-    """Reads and checks a COCO instance segmentation file. Masks may be polygons or run lengths, compressed or not.
+    """Reads and checks a COCO instance segmentation file.
+
+    Masks may be polygons or run lengths, compressed or not.
 
     Args:
         path: the JSON file.
@@ -130,7 +132,7 @@ def category_names(categories: Iterable[Category]) -> dict[str, str]:
 
 
 def keep_for(dataset: VideoDataset, categories: Sequence[Category]) -> tuple[VideoDataset, Counter[str]]:
-    """The part of COCO that shows categories of a video data set, as if annotated with those.
+    """The part of COCO that shows categories of a video data set, in those categories.
 
     Returns:
         The data set, with `categories` and only the images that show one of them; and how many annotations of each

@@ -1,4 +1,4 @@
-"""Reads data sets in the COCO-video format (CocoVID, as MMTracking and labelling tools write it).
+"""COCO-video data sets (CocoVID, as MMTracking and labelling tools write it).
 
 COCO with two more ids: an image is a frame, with its `video_id` and its place there, `frame_id`; an annotation is one
 object in one frame, with the `instance_id` or `track_id` that it has in all frames of its video.
@@ -19,7 +19,9 @@ from mssts.files import read_json
 
 
 def read_coco_video(path: Path | str, images: Path | str | None = None) -> VideoDataset:
-    """Reads and checks a COCO-video JSON file. Masks may be polygons or run lengths, compressed or not.
+    """Reads and checks a COCO-video JSON file.
+
+    Masks may be polygons or run lengths, compressed or not.
 
     Args:
         path: the JSON file. `annotations` may be absent or null (a test split), and `videos` may be absent.
@@ -90,7 +92,7 @@ def _read_video(identity: int, images: list[Field]) -> Video:
 
 @dataclass
 class _Object:
-    """One object of a video: its first annotation, and where it has one, that of each frame."""
+    """One object of a video: its first annotation, and those by frame."""
 
     first: Field
     video: Video

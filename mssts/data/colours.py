@@ -1,4 +1,4 @@
-"""Changes of colour: one affine map of RGB, and the released code's distortion of single frames."""
+"""Colour changes: an affine map of RGB, and the released distortion of frames."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def draw_colours(rng: np.random.Generator, strength: float) -> np.ndarray:
 
 
 def colour_change(brightness: float, contrast: float, saturation: float, turn: float) -> np.ndarray:
-    """A change of brightness (added), contrast, saturation (factors) and hue (radians) as one affine map of RGB.
+    """Brightness (added), contrast, saturation (factors) and hue (radians) in one map.
 
     Saturation scales, and hue turns, the colour about the grey axis of equal R, G and B.
 

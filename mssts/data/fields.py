@@ -1,4 +1,4 @@
-"""Values of a JSON file with their place in it, and the checks that the readers of data sets share."""
+"""Values of a JSON file with their place in it, and checks for readers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_NUMBER = 1e12
 
 
 class Field:
-    """A JSON value and its place in the file, which the message of a failed check names."""
+    """A JSON value and its place in the file, which messages name."""
 
     __slots__ = ("place", "source", "value")
 
@@ -98,7 +98,7 @@ class Field:
 
 
 def check_unique(root: Field, key: str, ids: list[int]) -> None:
-    """Refuses the file if two entries of its list `key`, whose ids are given, have the same."""
+    """Refuses the file if two entries of its list `key` have the same id."""
     first: dict[int, int] = {}
     for i, identity in enumerate(ids):
         if first.setdefault(identity, i) != i:
@@ -106,7 +106,7 @@ def check_unique(root: Field, key: str, ids: list[int]) -> None:
 
 
 def read_category(field: Field) -> Category:
-    """An entry of `categories`, which COCO and YouTube-VIS write alike."""
+    """An entry of `categories`, of COCO or YouTube-VIS."""
     return Category(field.get("id").integer(), field.get("name").string())
 
 

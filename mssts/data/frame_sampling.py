@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip."""
+"""Choice of the frames of a clip."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class FrameSampling(Protocol):
     """A way to draw the frames of a clip."""
 
     def draw(self, rng: np.random.Generator, length: int, clip_frames: int, centre: int | None = None) -> np.ndarray:
-        """`clip_frames` indices of a video's `length` frames, ascending, about `centre`, or a random one if None."""
+        """Ascending indices of the frames of a clip about `centre` (random if None)."""
         ...
 
 
 @dataclass(frozen=True)
 class Window:
-    """`centre` and others within `reach` of it, none twice (more where that holds too few).
+    """`centre` and others within `reach` of it, or beyond if those are too few.
 
     IFC (arXiv 2106.03299) uses 20. A video shorter than the clip gives all its frames, some of them repeatedly.
     """
@@ -41,7 +41,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """`centre`, a neighbour on each side, at most `reach` away, and the rest from the frames outside of these.
+    """`centre`, a neighbour on each side within `reach`, and others from outside.
 
     So the released code draws (SeqFormer's datasets/ytvos.py). At the ends of a video, `centre` is its own neighbour.
     """

@@ -10,7 +10,7 @@ from mssts.data.clips import Clip, ClipSource
 
 
 class JointClips:
-    """Every clip of every source once an epoch, one source after another: the released joint training.
+    """Every clip of every source once an epoch, source after source, as released.
 
     What shuffles the indices mixes the sources, each in proportion to its length. Labels must mean the same in all.
     """

@@ -1,4 +1,4 @@
-"""MovingShapes: a synthetic data set for video instance segmentation, in the YouTube-VIS format.
+"""MovingShapes: a synthetic video instance segmentation data set.
 
 Textured, deforming objects of five classes move, turn, change size, occlude one another, leave the frame and return, in
 front of a textured background that moves too. A class is a geometry: colour and texture are drawn independently of it,
@@ -44,8 +44,11 @@ _SHIFT = 4  # fractional bits of OpenCV's fixed-point coordinates
 
 @dataclass(frozen=True)
 class MovingShapesConfig:
-    """What the videos look like. Sizes are in pixels, `radius` is a range in fractions of the frame's height, `objects`
-    is an inclusive range, `leaving` is the fraction of the objects whose path crosses the border of the frame."""
+    """Appearance of the videos.
+
+    Sizes are in pixels, `radius` is a range in fractions of the frame's height, `objects` is an inclusive range, `leaving`
+    is the fraction of the objects whose path crosses the border of the frame.
+    """
 
     width: int = 256
     height: int = 144
@@ -81,7 +84,9 @@ class MovingShapesVideo:
 
 
 def _star_polar(theta: np.ndarray, corners: int, outer: float, inner: float) -> np.ndarray:
-    """Radius at each angle of a star whose tips and notches alternate; with inner = outer·cos(π/n), a regular n-gon."""
+    """Radius at each angle of a star whose tips and notches alternate.
+
+    With inner = outer·cos(π/n) it is a regular n-gon."""
     step = math.pi / corners
     into = theta % step
     even = (theta // step).astype(int) % 2 == 0
@@ -90,7 +95,9 @@ def _star_polar(theta: np.ndarray, corners: int, outer: float, inner: float) -> 
 
 
 def _outlines() -> np.ndarray:
-    """Radius of each class at _POINTS equal steps of angle, float64 [class, P]. The classes cover similar areas."""
+    """Radius of each class at _POINTS equal steps of angle, float64 [class, P].
+
+    The classes cover similar areas."""
     # A corner's angle must not fall below a multiple of π/n by rounding, or `//` would take the edge before it.
     theta = np.arange(_POINTS) * (2 * math.pi / _POINTS) + 1e-9
     return np.stack(
@@ -110,7 +117,7 @@ _RING = 4
 
 @dataclass(frozen=True)
 class _Object:
-    """One object: its class, texture and the path of its pose; arrays have one row a frame."""
+    """One object: class, texture, and the path of its pose with one row a frame."""
 
     label: int
     texture: np.ndarray  # uint8 [_TILE, _TILE, 3]
@@ -121,12 +128,12 @@ class _Object:
 
 
 def _wave(rng: np.random.Generator, times: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A sine of random phase over `times`, of a random angular speed in radians a frame."""
+    """A sine over `times` of random phase and angular speed (radians a frame)."""
     return np.sin(rng.uniform(low, high) * times + rng.uniform(0, 2 * math.pi))
 
 
 def _path(rng: np.random.Generator, config: MovingShapesConfig, radius: float) -> np.ndarray:
-    """Centres of an object, float64 [T, 2]: soft bouncing about a home, or out of the frame and back."""
+    """Centres of an object, float64 [T, 2]: about a home, or out of frame and back."""
     times = np.arange(config.length)
     size = np.array([config.width, config.height], np.float64)
     home = size * rng.uniform(0.25, 0.75, 2)
@@ -159,19 +166,19 @@ def _deformed(rng: np.random.Generator, label: int, radii: np.ndarray, angles: n
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """A colour as float32 RGB from 0 to 255; hue in turns, the others from 0 to 1."""
+    """A colour as float32 RGB from 0 to 255 (hue in turns, the others 0 to 1)."""
     hsv = np.array([[[hue % 1 * 360, saturation, value]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
-    """Smooth noise of unit variance at the grid points, float32 [height, width], about `cells` bumps in its height."""
+    """Smooth noise, float32 [height, width], of about `cells` bumps in its height."""
     grid = rng.standard_normal((cells + 1, math.ceil(cells * width / height) + 1), dtype=np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _texture(rng: np.random.Generator, hue: float) -> np.ndarray:
-    """A saturated texture, uint8 [_TILE, _TILE, 3]: two colours mixed by stripes, checks, dots or noise."""
+    """A saturated texture, uint8 [_TILE, _TILE, 3]: two colours in a pattern."""
     first = _rgb(hue, rng.uniform(0.65, 1), rng.uniform(0.75, 1))
     second = _rgb(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.5, 1), rng.uniform(0.3, 0.6))
     angle, period = rng.uniform(0, math.pi), rng.uniform(0.45, 0.9)
@@ -193,7 +200,7 @@ def _texture(rng: np.random.Generator, hue: float) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A dull texture, uint8 [height, width, 3]: a gradient, smooth noise of several sizes and some faint lines."""
+    """A dull texture, uint8 [height, width, 3]: gradient, smooth noise, faint lines."""
     colour = _rgb(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.3, 0.75))
     canvas = np.empty((height, width, 3), np.float32)
     canvas[:] = colour
@@ -214,7 +221,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _backgrounds(rng: np.random.Generator, config: MovingShapesConfig) -> np.ndarray:
-    """The background seen by a camera that pans, turns and zooms slowly, uint8 [T, H, W, 3]."""
+    """The background under a camera that moves slowly, uint8 [T, H, W, 3]."""
     margin = config.height // 5
     canvas = _background(rng, config.height + 2 * margin, config.width + 2 * margin)
     times = np.arange(config.length)
@@ -232,13 +239,13 @@ def _backgrounds(rng: np.random.Generator, config: MovingShapesConfig) -> np.nda
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Samples `image` at matrix @ (x, y, 1) for every pixel (x, y) of the result, bilinearly."""
+    """Samples `image` bilinearly at matrix @ (x, y, 1) for every pixel (x, y)."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def _paint(frame_HWC: np.ndarray, thing: _Object, t: int) -> np.ndarray | None:
-    """Paints an object over a frame and returns the pixels it covers, bool [H, W]; None if it is outside."""
+    """Paints an object over a frame and returns its pixels, None if it is outside."""
     height, width = frame_HWC.shape[:2]
     centre, points = thing.centres[t], thing.outlines_TP2[t]
     low = np.maximum(np.floor(centre + points.min(0)).astype(int) - 1, 0)
@@ -270,7 +277,7 @@ def _paint(frame_HWC: np.ndarray, thing: _Object, t: int) -> np.ndarray | None:
 
 
 def _objects(rng: np.random.Generator, config: MovingShapesConfig) -> list[_Object]:
-    """The objects of a video, farthest first; their hues are spread so that neighbours differ."""
+    """The objects of a video, farthest first, with hues spread."""
     count = int(rng.integers(config.objects[0], config.objects[1] + 1))
     hues = rng.permutation(count) / count + rng.random() + rng.uniform(-0.06, 0.06, count)
     times = np.arange(config.length)
@@ -331,7 +338,7 @@ def _annotation(mask_THW: np.ndarray, label: int, identity: int, video_id: int) 
 
 @contextmanager
 def _atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a new folder beside `path`, which becomes `path` if the block succeeds and is removed if it raises."""
+    """Yields a new folder that becomes `path` if the block succeeds."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise MsstsError(f"{path} exists and is not an empty folder; name another one or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -346,7 +353,7 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_dataset(out: Path | str, videos: int, seed: int, config: MovingShapesConfig, progress: bool = True) -> Path:
-    """Writes videos 0 … `videos` − 1 of the set `seed` into the folder `out`, which then is whole or absent.
+    """Writes the videos of the set `seed` into the folder `out`, whole or not at all.
 
     `JPEGImages/<video>/<frame>.jpg` and `instances.json` are laid out as in YouTube-VIS 2019 and 2021.
 

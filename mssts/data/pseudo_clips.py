@@ -20,7 +20,7 @@ from mssts.errors import MsstsError
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """How far the camera strays from the image. The defaults are SeqFormer's (its datasets/coco2seq.py)."""
+    """The camera's range. The defaults are SeqFormer's (its datasets/coco2seq.py)."""
 
     rotation: float = 20.0  # degrees either way
     shift: float = 0.1  # either way, of each side
@@ -33,7 +33,7 @@ class CameraMotion:
 
 
 class PseudoClipDataset:
-    """A pseudo clip of each image with objects to learn from, by `ClipDataset`'s rules.
+    """A pseudo clip of each image with objects, by the rules of `ClipDataset`.
 
     Of the transform, crop, sizes and flip apply to the clip as a whole. `jitter` does not: colours change from frame to
     frame, as the motion says.
@@ -105,7 +105,7 @@ class PseudoClipDataset:
 
 
 def draw_view(rng: np.random.Generator, motion: CameraMotion, height: int, width: int) -> np.ndarray:
-    """Where a camera sees the image's points: a homography of pixel coordinates, float64 [3, 3].
+    """The camera's homography of pixel coordinates, float64 [3, 3].
 
     A quadrilateral within the image fills the frame (a crop, in perspective), which is then turned about its centre and
     shifted.
@@ -134,7 +134,7 @@ def _translation(x: float, y: float) -> np.ndarray:
 
 
 def _warp(image: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """What is outside the image is black."""
+    """The image seen through `view`, black outside."""
     height, width = image.shape[:2]
     return cv2.warpPerspective(image, view, (width, height), flags=cv2.INTER_LINEAR)
 

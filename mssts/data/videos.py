@@ -1,4 +1,4 @@
-"""Reads data sets of videos in either format they come in: YouTube-VIS or COCO-video."""
+"""Readers of video data sets in either format, YouTube-VIS or COCO-video."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_videos(path: Path | str, images: Path | str | None = None) -> VideoData
 
 
 def read_youtube_vis_value(path: Path | str) -> Any:
-    """The JSON value of a YouTube-VIS file as it is, unchecked; a COCO-video file is checked and becomes one.
+    """The JSON value of a YouTube-VIS file, unchecked, or of a converted COCO-video file.
 
     Raises:
         MsstsError: the file is not JSON, or breaks the COCO-video format; the message names the file and the field.
@@ -39,7 +39,7 @@ def read_youtube_vis_value(path: Path | str) -> Any:
 
 
 def _is_coco_video(value: Any) -> bool:
-    """COCO-video lists frames as `images`; YouTube-VIS as the `file_names` of its `videos`."""
+    """Whether a value is COCO-video, which lists frames as `images`."""
     if not isinstance(value, dict) or "images" not in value:
         return False
     videos = value.get("videos")

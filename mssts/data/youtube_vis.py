@@ -1,4 +1,4 @@
-"""Reads data sets in the YouTube-VIS 2019 and 2021 format, and says which field of which file is broken.
+"""Reader of the YouTube-VIS 2019 and 2021 format, which names a broken field.
 
 Every value is checked when the file is read, so that what comes after (training, evaluation, pictures) need not: a mask
 that does not fill its frame, for one, would otherwise corrupt memory or pictures hours later.
@@ -24,7 +24,9 @@ from mssts.media.orientation import Exif
 
 @dataclass(frozen=True)
 class Video:
-    """A video of frames of one size, in pixels; `file_names` are relative to the data set's folder of images."""
+    """A video of frames of one size, in pixels.
+
+    `file_names` are relative to the data set's folder of images."""
 
     id: int
     width: int
@@ -61,7 +63,9 @@ class Track:
 
 @dataclass(frozen=True)
 class VideoDataset:
-    """A data set as its file describes it. `tracks` is empty where the file has no annotations (a test split).
+    """A data set as its file describes it.
+
+    `tracks` is empty where the file has no annotations (a test split).
 
     A data set of images is `still`: each image is a video of one frame. `exif` says whether masks and sizes
     are those of the images with their EXIF orientation applied or ignored, None if nobody said so (most have none).
@@ -97,7 +101,7 @@ class VideoDataset:
         return tuple(self._tracks_by_video.get(video.id, ()))
 
     def mask(self, track: Track, t: int) -> np.ndarray:
-        """A track's mask in frame `t`, bool [H, W]; empty where the object is not visible."""
+        """A track's mask in frame `t`, bool [H, W] (empty where not visible)."""
         video = self.videos_by_id[track.video_id]
         rle = track.rles[t]
         if rle is None:
@@ -105,7 +109,7 @@ class VideoDataset:
         return masks.decode(rle, video.size)
 
     def frame_path(self, video: Video, t: int) -> Path:
-        """Where the image of frame `t` lies."""
+        """The path of the image of frame `t`."""
         return self.images / video.file_names[t]
 
     def read_frame(self, video: Video, t: int) -> np.ndarray:
@@ -151,7 +155,9 @@ class VideoDataset:
 
 
 def read_youtube_vis(path: Path | str, images: Path | str | None = None) -> VideoDataset:
-    """Reads and checks a YouTube-VIS JSON file. Masks may be polygons or run lengths, compressed or not.
+    """Reads and checks a YouTube-VIS JSON file.
+
+    Masks may be polygons or run lengths, compressed or not.
 
     Args:
         path: the JSON file. `annotations` may be absent or null, as in the test splits.
@@ -166,7 +172,7 @@ def read_youtube_vis(path: Path | str, images: Path | str | None = None) -> Vide
 
 
 def images_folder(path: Path, images: Path | str | None) -> Path:
-    """The folder of the images that the file `path` lists: the one given, else the default of `read_youtube_vis`.
+    """The folder of the images of the file `path`: the given one, else the default.
 
     Raises:
         MsstsError: the one given is no folder.
@@ -196,7 +202,7 @@ def parse_youtube_vis(root: Field, images: Path) -> VideoDataset:
 
 
 def to_youtube_vis(dataset: VideoDataset) -> dict[str, Any]:
-    """A data set as the JSON value of a YouTube-VIS file, which `read_youtube_vis` reads as the same."""
+    """A data set as the JSON value of a YouTube-VIS file."""
     return {
         "categories": [{"id": category.id, "name": category.name} for category in dataset.categories],
         "videos": [

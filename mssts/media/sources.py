@@ -25,7 +25,7 @@ _HEADER_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class VideoSource:
-    """What a path holds: one video, or those of a data set with its categories."""
+    """The videos of a path: one, or those of a data set with its categories."""
 
     path: Path
     videos: tuple[Video, ...]

@@ -92,7 +92,7 @@ def has_variable_rate(times: Sequence[float]) -> bool:
 
 
 def gaps_in(times: Sequence[float]) -> dict[int, int]:
-    """Where frames are missing of a video that is shown at these seconds: how many, by the index of the frame before.
+    """Numbers of missing frames by the index of the frame before, from times shown.
 
     Nothing is missing of a video whose rate varies by nature: gaps are few, and all other intervals equal.
     """

@@ -53,7 +53,7 @@ class _DoubtError(Exception):
 
 @dataclass
 class _Reading:
-    """What was read of a file so far.
+    """State of a file that is being read.
 
     Attributes:
         packets: whole ones of the film.

@@ -100,7 +100,7 @@ def load_weights(model: MSSTSVIS, weights: dict[str, Tensor], source: Path | str
 
 
 class Initialised(NamedTuple):
-    """What a checkpoint gave to a model that it was loaded into.
+    """Result of loading a checkpoint into a model.
 
     Attributes:
         new: names of the parameters that stay as initialised.

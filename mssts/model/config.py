@@ -11,7 +11,7 @@ from mssts.manifest import InputRule
 
 @dataclass(frozen=True)
 class Switches:
-    """The four parts that the released code lacks, reconstructed from the paper's Figure 2.
+    """The four parts that the released code lacks, reconstructed from Figure 2.
 
     With all off, the model *is* the released baseline.
     """
@@ -79,7 +79,7 @@ def mssts_r50() -> Preset:
 
 
 def mssts_r50_ablation() -> Preset:
-    """The same model, for the released ablation's recipe: YouTube-VIS alone, with an earlier drop."""
+    """The ResNet-50 model for the released ablation's recipe (YouTube-VIS alone)."""
     return replace(mssts_r50(), name="mssts_r50_ablation")
 
 
@@ -94,7 +94,7 @@ def mssts_x101() -> Preset:
 
 
 def mssts_swin_l() -> Preset:
-    """The released configuration with Swin-L, ImageNet-22k's backbone with windows of 12×12 tokens."""
+    """The released configuration with Swin-L (ImageNet-22k, windows of 12×12 tokens)."""
     return _with_backbone("mssts_swin_l", "swin_l_p4w12")
 
 

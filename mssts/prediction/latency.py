@@ -1,4 +1,4 @@
-"""Where the time of one request goes, stage by stage, with nothing else on the server."""
+"""Latency of one request by stage, with nothing else on the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.05
 
 
 def stage_latency(segmenter: TritonSegmenter, clip: np.ndarray | Sequence[bytes], repeats: int = 5) -> dict[str, float]:
-    """Median milliseconds of `decode`, `engine`, `postprocess`, `transfer` and of the whole `request`.
+    """Median milliseconds of each stage and of the whole request.
 
     Sends one request at a time and waits until the server has counted it: in a stream of requests, a model's clock
     overlaps with that of the next one, and the rest that is left for the transfer drowns. `transfer` is all that is
@@ -40,7 +40,7 @@ def stage_latency(segmenter: TritonSegmenter, clip: np.ndarray | Sequence[bytes]
 
 
 def _settled(segmenter: TritonSegmenter, count: int | None) -> dict[str, StageTime]:
-    """The statistics, once the ensemble has counted `count` requests and nothing moves any more."""
+    """The statistics, once `count` requests are counted and nothing changes."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     previous = segmenter.statistics()
     while time.monotonic() < deadline:

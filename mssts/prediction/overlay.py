@@ -1,4 +1,4 @@
-"""The pictures of one video's tracks, drawn frame by frame while the video streams."""
+"""Pictures of one video's tracks, drawn while the video streams."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHEET_IMAGE_WIDTH = 640
 
 
 class Overlay:
-    """A context manager that writes a video with its tracks drawn in, and a contact sheet of frames from all of it.
+    """Context manager that writes an overlay video and a contact sheet.
 
     Both files, `NAME.mp4` and `NAME.png`, appear when the block ends well. Small frames are enlarged so that labels
     can be read.
@@ -51,7 +51,7 @@ class Overlay:
         return self
 
     def add(self, frame: Frame, tracked: Sequence[TrackedInstance]) -> None:
-        """Draws the next frame with the tracks visible in it, best first. It is shown at its own time."""
+        """Draws the next frame with its tracks, best first, at its own time."""
         visible = [
             VisibleInstance(item.track_id, self._categories[item.label].name, item.score, item.rle, item.box)
             for item in tracked
@@ -72,8 +72,11 @@ class Overlay:
 
 
 class _EvenlySpaced:
-    """Keeps a few images spread over a stream whose length nobody knows: whenever twice as many as are wanted have
-    come together, every second one goes, and from then on they are taken half as often."""
+    """Keeps a few images spread over a stream of unknown length.
+
+    Whenever there are twice as many as are wanted, every second one is dropped, and from then on they are taken half as
+    often.
+    """
 
     def __init__(self, wanted: int) -> None:
         self._wanted = wanted
@@ -90,7 +93,7 @@ class _EvenlySpaced:
         self._seen += 1
 
     def chosen(self) -> list[tuple[int, np.ndarray]]:
-        """Index in the stream and image, in order; all if fewer than wanted came."""
+        """Index in the stream and image, in order (all if there were fewer)."""
         count = min(self._wanted, len(self._kept))
         return [self._kept[round(place)] for place in np.linspace(0, len(self._kept) - 1, count)]
 

@@ -1,4 +1,4 @@
-"""Videos in, tracks and pictures out: what `mssts predict` does, for any source and any segmenter."""
+"""Prediction of videos: tracks, results and pictures from any source."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How to predict.
+    """Options of a prediction.
 
     Attributes:
         score_threshold: tracks whose score is below are not drawn; the results hold them all the same.
@@ -74,7 +74,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What became of one video.
+    """Report on one video.
 
     Attributes:
         id: the video's.
@@ -105,7 +105,7 @@ class VideoReport:
 
 @dataclass(frozen=True)
 class PredictReport:
-    """What was done and how long it took.
+    """Report on a prediction: what was done and how long it took.
 
     Attributes:
         source: the path that was read.
@@ -168,7 +168,7 @@ class _Clock:
         self.seconds[name] += time.perf_counter() - start
 
     def reading(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """The same frames; the time that each takes to come counts as `read`."""
+        """The same frames, with the time that each takes to come counted as `read`."""
         while True:
             with self.stage("read"):
                 frame = next(frames, None)
@@ -307,7 +307,7 @@ def _windows(video: Video, segmenter: Segmenter, whole_video: bool, clock: _Cloc
 
 
 def _all_frames(video: Video, segmenter: Segmenter, frames: Iterator[Frame]) -> list[Frame]:
-    """All frames of a video. Of one that is over the segmenter's limits, no more are read than it takes."""
+    """All frames of a video, refused as soon as there are more than the limits allow."""
     height, width = video.size
     limit = min(segmenter.limits.frames, segmenter.limits.total_pixels // (height * width))
     whole: list[Frame] = []
@@ -323,7 +323,7 @@ def _all_frames(video: Video, segmenter: Segmenter, frames: Iterator[Frame]) -> 
 
 @contextmanager
 def _opened(overlay: Overlay | None, clock: _Clock) -> Iterator[None]:
-    """Opens and closes the pictures; encoding the last frames and the contact sheet counts as `render`."""
+    """Opens and closes the pictures, and counts the time as `render`."""
     with ExitStack() as stack:
         if overlay is not None:
             with clock.stage("render"):
@@ -340,7 +340,7 @@ def _draw(overlay: Overlay, frames: Sequence[Frame], start: int, linker: Linker,
 
 
 def _clip(frames: Sequence[Frame], transfer: str) -> np.ndarray | list[bytes]:
-    """What is sent of a window's frames; see `PredictOptions.transfer`."""
+    """A window's frames as they are sent, see `PredictOptions.transfer`."""
     encoded = [frame.encoded for frame in frames if frame.encoded is not None]
     if transfer != "raw" and len(encoded) == len(frames):
         return encoded
@@ -350,7 +350,7 @@ def _clip(frames: Sequence[Frame], transfer: str) -> np.ndarray | list[bytes]:
 
 
 def _split(seconds: dict[str, float], before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """The seconds by stage, with those of `segment` split into the segmenter's own where it has stages."""
+    """The seconds by stage, with those of `segment` split into the segmenter's own."""
     inside = {stage: max(after[stage] - before[stage], 0.0) for stage in after}
     return {
         "read": seconds["read"],
@@ -362,7 +362,7 @@ def _split(seconds: dict[str, float], before: dict[str, float], after: dict[str,
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """Yields a temporary folder whose files move into `out` if the block succeeds; else nothing of it is left."""
+    """Yields a temporary folder whose files move into `out` if the block succeeds."""
     if out.exists() and not out.is_dir():
         raise MsstsError(f"{out}: not a folder; name one to write the results to")
     # On the same file system as `out`, so that files move by renaming.

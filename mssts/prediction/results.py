@@ -1,4 +1,4 @@
-"""Writes results in the format of a YouTube-VIS submission, which `mssts evaluate` and the benchmark's server read."""
+"""Results in the format of a YouTube-VIS submission."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def submission_entries(
 
 
 def results_categories(results: Path) -> tuple[Category, ...]:
-    """The categories that results were written in, from the `report.json` beside them, empty if there is none."""
+    """The categories that results were written in, by the report beside them."""
     report = results.parent / REPORT
     return read_categories(read_json(report)) if report.is_file() else ()
 
@@ -51,7 +51,7 @@ def write_submission(path: Path | str, entries: Sequence[dict[str, Any]]) -> Non
 
 
 def merge_shards(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The entries of results that several processes wrote, `mssts predict --shard` each.
+    """The entries of results that several `mssts predict --shard` have written.
 
     The report beside each file tells which shard it is, so that one that is missing does not pass for a low score.
 
@@ -77,6 +77,6 @@ def merge_shards(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def write_archive(path: Path | str, results: Path) -> None:
-    """Zips a results file as the benchmark's server takes it, atomically: one `results.json` at the archive's root."""
+    """Zips a results file for the benchmark's server, atomically."""
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(results, RESULTS)

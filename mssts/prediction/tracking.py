@@ -1,4 +1,6 @@
-"""Long videos: windows of frames that overlap, and the identities linked through them, in memory bounded by the window.
+"""Long videos: overlapping windows, and identities linked through them.
+
+Memory is bounded by the window.
 
 Letters: N instances of a window, K tracks, T frames.
 """
@@ -28,7 +30,7 @@ _MIN_ADJACENT_IOU = 0.1
 
 
 def windows(frames: Iterable[_Frame], clip_frames: int, clip_overlap: int) -> Iterator[tuple[int, list[_Frame]]]:
-    """Cuts a stream of frames into windows and yields (index of the first frame, frames) for each.
+    """Yields the windows of a stream of frames: (index of the first frame, frames).
 
     Consecutive windows share `clip_overlap` frames. The last window is shifted back to end with the video rather than
     cut short: an engine sees as much context at the end as elsewhere, and always the same shape. Only a video shorter
@@ -75,7 +77,9 @@ class Track:
 
 @dataclass
 class _OpenTrack:
-    """A track that may still grow. `rles` has the frames where it is visible, `boxes` those of the windows it is in."""
+    """A track that may still grow.
+
+    `rles` has the frames where it is visible, `boxes` those of the windows it is in."""
 
     id: int
     label: int
@@ -90,8 +94,9 @@ class _OpenTrack:
         return self.weighted_scores / self.frames
 
     def extend(self, start: int, middle: int, instance: int, found: Instances) -> None:
-        """Adds an instance of the window from `start` on, which contributes the frames from `middle` on, and before
-        them the masks that the track lacks."""
+        """Adds an instance of the window from `start` on.
+
+        It contributes the frames from `middle` on, and before them the masks that the track lacks."""
         rles = found.rles[instance]
         for t, rle in enumerate(rles, start):
             if t >= middle or t not in self.boxes:
@@ -137,7 +142,7 @@ class Linker:
         self._length = 0
 
     def add(self, start: int, frames: int, found: Instances) -> None:
-        """Adds the instances of the window of `frames` frames that begins at frame `start`.
+        """Adds the instances of the window of `frames` frames from `start` on.
 
         Raises:
             ValueError: the window leaves out frames after the one before, or does not go beyond it.
@@ -208,7 +213,9 @@ class Linker:
 
 
 def _shared_iou(tracks: Sequence[_OpenTrack], shared: range, found: Instances) -> np.ndarray:
-    """Spatio-temporal IoU [K, N] of tracks and instances over the `shared` frames; 0 where one is not visible."""
+    """Spatio-temporal IoU [K, N] of tracks and instances over the `shared` frames.
+
+    It is 0 where one is not visible."""
     intersection_KN = np.zeros((len(tracks), len(found)))
     areas_KN = np.zeros((len(tracks), len(found)))  # of both
     for t in shared:
@@ -223,7 +230,7 @@ def _shared_iou(tracks: Sequence[_OpenTrack], shared: range, found: Instances) -
 
 
 def _adjacent_iou(track: _OpenTrack, rles: Sequence[bytes | None], size: tuple[int, int]) -> float:
-    """IoU of a track's last mask with an instance's first; 0 if the instance has none."""
+    """IoU of a track's last mask with an instance's first, 0 without a mask."""
     first = next((rle for rle in rles if rle is not None), None)
     if first is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""Runs `model.onnx` in OpenVINO, in bf16 too where the processor has it (AMX or AVX-512 BF16)."""
+"""Runs `model.onnx` in OpenVINO, in bf16 on processors with AMX or AVX-512 BF16."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class OpenVinoRunner(Runner):
         self._lock = threading.Lock()
 
     def _use_kernels(self) -> str:
-        """Registers our kernels; returns why they cannot be used, or nothing."""
+        """Registers our kernels and returns the reason if they cannot be used."""
         found = built.library("openvino")
         if found.path is None or found.reason:
             return found.reason
@@ -131,7 +131,7 @@ class OpenVinoRunner(Runner):
         return self._requests[shape]
 
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
-        """Runs uint8 RGB frames [B, T, H, W, 3] with the valid sizes int32 [B, 2] (height, width) of the clips.
+        """Runs the engine, see `Runner.infer`.
 
         Raises:
             MsstsError: OpenVINO failed; the message holds its reason.
@@ -164,12 +164,12 @@ class OpenVinoRunner(Runner):
         }
 
     def close(self) -> None:
-        """Frees the compiled graphs; the runner cannot be used afterwards."""
+        """Frees the compiled graphs."""
         self._requests.clear()
 
 
 def has_bf16() -> bool:
-    """Whether this processor computes in bf16 (AMX, AVX-512 BF16), as OpenVINO sees it."""
+    """Whether this processor computes in bf16, by OpenVINO."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -183,7 +183,7 @@ def _core() -> openvino.Core:
 
 @functools.cache
 def register_kernels(path: Path) -> tuple[str, str]:
-    """Registers our kernels with the core: their instruction set, and why they cannot be used where they cannot."""
+    """Registers our kernels with the core: instruction set, and the reason if not."""
     try:
         _core().add_extension(str(path))
         handle = ctypes.CDLL(str(path))
@@ -213,6 +213,6 @@ def _signature(port: Any) -> tuple[str, str, int]:
 
 
 def _last_line(error: Exception) -> str:
-    """OpenVINO's messages begin with its own source files; the reason comes last."""
+    """The reason in a message of OpenVINO, which begins with its source files."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Segmenters: frames of a clip in, instances out, on a local engine or on a server."""
+"""Segmenters: frames of a clip in, instances out, locally or on a server."""
 
 from __future__ import annotations
 

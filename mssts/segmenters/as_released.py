@@ -1,4 +1,4 @@
-"""Frames in and masks out exactly as the released `inference.py` (SeqFormer, MS-STS VIS) handles them.
+"""Frames and masks resized as in the released `inference.py`.
 
 For comparisons with published figures. It differs from `preprocessing` and `postprocessing` in three ways: the long
 edge has no limit and no side is rounded to a multiple, frames are resized by Pillow's bilinear filter instead of area
@@ -21,13 +21,13 @@ _STRIDE = 8  # pixels of the finest feature map, in whole numbers of which the m
 
 
 def released_size(height: int, width: int, short_edge: int) -> tuple[int, int]:
-    """The size after torchvision's `Resize(short_edge)`: the long edge follows, cut down to a whole number."""
+    """The size after torchvision's `Resize(short_edge)`, the long edge cut to a whole."""
     shorter = min(height, width)
     return height * short_edge // shorter, width * short_edge // shorter
 
 
 def released_input(frames_THWC: np.ndarray, short_edge: int, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
-    """A clip as the released code gives it to its model, before normalisation: see `preprocessing.engine_input`.
+    """A clip as engine input, resized as released (see `preprocessing.engine_input`).
 
     Raises:
         MsstsError: the clip is over the limits, before or after it was resized.
@@ -43,12 +43,12 @@ def released_input(frames_THWC: np.ndarray, short_edge: int, limits: Limits) -> 
 
 
 def mask_extent(sizes_B2: np.ndarray) -> np.ndarray:
-    """The sizes that the mask logits of clips of `sizes_B2` cover, all of which is stretched over the frame."""
+    """The sizes that mask logits cover, which are stretched over the frame."""
     return -(-sizes_B2 // _STRIDE) * _STRIDE
 
 
 def resize_bilinear(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image of another size (height, width), to the bit as `PIL.Image.resize(…, BILINEAR)` computes it.
+    """The image resized to the bit as by `PIL.Image.resize(…, BILINEAR)`.
 
     The filter is a triangle, which widens as far as the image shrinks. Rows come first, then columns, each rounded to
     uint8. (From version 13 on, Pillow takes columns first where the height shrinks much more than the width. That
@@ -71,7 +71,7 @@ def _resize_axis(image_HWC: np.ndarray, axis: int, length: int) -> np.ndarray:
 
 
 def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each new pixel along an axis: indices of the old ones it is a mean of, and their whole-number weights."""
+    """For each new pixel of an axis, indices and whole-number weights of the old ones."""
     scale = old / new
     widening = max(scale, 1.0)
     centre_l1 = ((np.arange(new) + 0.5) * scale)[:, None]

@@ -52,7 +52,7 @@ class Instances:
         return [self.categories[label].name for label in self.labels.tolist()]
 
     def masks(self) -> np.ndarray:
-        """The masks, bool [N, T, H, W]; [0, T, H, W] where nothing was found.
+        """The masks, bool [N, T, H, W], where N is 0 if nothing was found.
 
         A frame of 1280×720 takes 0.9 MB an instance. `rles` holds the same in a few hundred bytes.
         """
@@ -64,7 +64,7 @@ class Instances:
         return masks_NTHW
 
     def to_supervision(self, frame: int) -> supervision.Detections:
-        """The instances visible in one frame, for the annotators and trackers of the package `supervision`.
+        """The instances visible in one frame, for the package `supervision`.
 
         Boxes, masks, scores, class ids (the categories'), class names (`data["class_name"]`) and tracker ids. A tracker
         id is the instance's position in this clip, counted from 1, and so is the same in all frames of the clip.
@@ -124,7 +124,7 @@ class Segmenter(ABC):
     def segment_many(
         self, clips: Iterable[np.ndarray | Sequence[bytes]], score_threshold: float = 0.0
     ) -> Iterator[Instances]:
-        """Finds the instances of each clip, in their order. A segmenter may work on several clips at once.
+        """Finds the instances of each clip, in order, maybe of several clips at once.
 
         Raises:
             MsstsError: as `segment`, in the place of the clip that failed; no later clip has a result then.
@@ -134,7 +134,7 @@ class Segmenter(ABC):
 
     @property
     def limits(self) -> Limits:
-        """What one clip may hold."""
+        """The most that one clip may hold."""
         return LIMITS
 
     def describe(self) -> dict[str, Any]:
@@ -142,7 +142,9 @@ class Segmenter(ABC):
         return {"name": type(self).__name__, "precision": self.manifest.precision}
 
     def stage_seconds(self) -> dict[str, float]:
-        """Seconds spent so far in each stage of `segment`; what lies between two calls is their difference.
+        """Seconds spent so far in each stage of `segment`.
+
+        The time between two calls is their difference.
 
         Empty for a segmenter that has no stages.
         """

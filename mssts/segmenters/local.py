@@ -1,4 +1,4 @@
-"""Segments clips on a local engine: what the server's three stages do, in one process."""
+"""Segmenter on a local engine: the server's three stages in one process."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LocalSegmenter(Segmenter):
 
     @property
     def limits(self) -> Limits:
-        """Those of a server for a single frame; a clip is bounded by memory alone."""
+        """A server's limits for a frame. A clip is bounded by memory alone."""
         return _LIMITS
 
     def describe(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class LocalSegmenter(Segmenter):
         return {**self._runner.describe(), **({"as_released": True} if self._as_released else {})}
 
     def stage_seconds(self) -> dict[str, float]:
-        """Seconds in `decode` (decoding and resizing), `engine` and `postprocess`, as a server's stages are named."""
+        """Seconds in `decode` (decoding and resizing), `engine` and `postprocess`."""
         return dict(self._seconds)
 
     def segment(self, frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float = 0.0) -> Instances:

@@ -1,4 +1,6 @@
-"""From the engine's output to instances in the frames as they were sent. Runs inside Triton: no torch here.
+"""From the engine's output to instances in pixels of the given frames.
+
+Runs inside Triton, so there is no torch here.
 
 Letters: B clips, K instances of the engine, N instances returned, T frames, h and w of the engine's masks (stride 4),
 H and W of the sent frames.
@@ -57,7 +59,7 @@ def to_instances(
 
 
 class _Sampling:
-    """Where the pixels of one side of a frame lie among the mask logits of its valid part.
+    """Places of a frame's pixels among the mask logits, along one side.
 
     Attributes:
         pixels: the number of pixels.
@@ -78,7 +80,7 @@ class _Sampling:
 
 
 def _encode(logits_hw: np.ndarray, rows: _Sampling, columns: _Sampling) -> bytes | None:
-    """The run lengths of `interpolate(logits_hw, (H, W)) > 0`, without computing the H × W values.
+    """The run lengths of `interpolate(logits_hw, (H, W)) > 0`, without all H × W values.
 
     A COCO run length goes down the columns. Down one column the interpolated logit is piecewise linear between the rows
     of logits, so it changes sign at most once between two rows, at a place that division gives: h × W values are enough

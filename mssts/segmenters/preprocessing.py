@@ -1,4 +1,6 @@
-"""From frames as they were sent to the engine's input. Runs inside Triton: no torch here.
+"""From given frames to the engine's input.
+
+Runs inside Triton, so there is no torch here.
 
 Letters: B clips, T frames, H and W of a frame, C its three colours.
 """
@@ -95,7 +97,7 @@ def check_pixels(frames: int, height: int, width: int, limits: Limits) -> None:
 
 
 def input_size(height: int, width: int, rule: InputRule, shape: FixedShape | None = None) -> tuple[int, int]:
-    """The height and width a frame is resized to for the engine, by `rule`; multiples of `rule.multiple`, at least one.
+    """The height and width of a frame for the engine, multiples of `rule.multiple`.
 
     They are no larger than those of `shape`, if the engine takes that one only. The aspect ratio changes by what the
     rounding takes, which the postprocessing undoes.
@@ -115,7 +117,7 @@ def input_size(height: int, width: int, rule: InputRule, shape: FixedShape | Non
 def engine_input(
     frames_THWC: np.ndarray, rule: InputRule, limits: Limits = LIMITS, shape: FixedShape | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A clip as the engine takes it: a batch of one, resized by `rule`, without padding.
+    """A clip as engine input: a batch of one, resized by `rule`, without padding.
 
     Args:
         frames_THWC: RGB uint8.
@@ -152,7 +154,9 @@ def resized_input(
     limits: Limits = LIMITS,
     shape: FixedShape | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `engine_input` gives for frames of `frame_size` that the client has resized already, with its help.
+    """Engine input from frames that the client has resized already.
+
+    It is what `engine_input` gives for frames of `frame_size`.
 
     Raises:
         MsstsError: a clip of that size is over `limits`, or the frames are not of the engine's size for it.
