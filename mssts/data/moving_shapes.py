@@ -46,7 +46,7 @@ _SHIFT = 4  # fractional bits of OpenCV's fixed-point coordinates
 class MovingShapesConfig:
     """Appearance of the videos.
 
-    Sizes are in pixels, `radius` is a range in fractions of the frame's height, `objects` is an inclusive range, `leaving`
+    Sizes are in pixels. `radius` is a range in fractions of the frame's height, `objects` an inclusive range, `leaving`
     is the fraction of the objects whose path crosses the border of the frame.
     """
 
