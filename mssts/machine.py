@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 from mssts.errors import first_line
 
 STATUS = Path("/proc/self/status")  # on Linux only
+_MAPS = Path("/proc/self/maps")
 
 
 def cpu_model() -> str:
@@ -74,3 +76,16 @@ def return_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # elsewhere than with glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def return_mapped_pages(file: Path) -> None:
+    """Returns the memory of a file that this process has mapped for reading; what is read again comes from the file."""
+    if not _MAPS.exists():
+        return
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+    for line in _MAPS.read_text().splitlines():
+        addresses, rights, *_, name = line.split(maxsplit=5)
+        if name == str(file.resolve()) and "w" not in rights:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            libc.madvise(start, end - start, mmap.MADV_DONTNEED)

@@ -35,7 +35,8 @@ def _print(found: dict[str, Any]) -> None:
     def line(name: str, text: object) -> None:
         print(f"{name:{_WIDTH}}{text}")
 
-    print(f"{found['path']}: {found['kind']}, {_mebibytes(found['bytes'])}")
+    beside = "".join(f" and {name}" for name in found.get("companions", {}))
+    print(f"{found['path']}{beside}: {found['kind']}, {_mebibytes(found['bytes'])}")
     line("SHA-256", found["sha256"])
     line("model", _model(found))
     for kind in ("inputs", "outputs"):

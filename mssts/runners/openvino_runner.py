@@ -15,15 +15,12 @@ from mssts import contract
 from mssts import kernels as built
 from mssts.artefact import Artefact
 from mssts.errors import MsstsError
-from mssts.machine import cpu_count, return_freed_memory
+from mssts.machine import cpu_count, return_freed_memory, return_mapped_pages
 from mssts.runners.base import EngineOutput, Runner
 from mssts.runners.contract_check import check_contract
-from mssts.runners.onnx_weights import MappedWeights
 
 try:
     import openvino
-
-    from mssts.runners import openvino_repairs
 except ImportError:
     raise MsstsError("OpenVINO is not installed; `pip install openvino`") from None
 
@@ -86,7 +83,6 @@ class OpenVinoRunner(Runner):
         check_contract(self._path, "input", map(_signature, graph.inputs), contract.ENGINE_INPUTS)
         check_contract(self._path, "output", map(_signature, graph.outputs), contract.ENGINE_OUTPUTS)
         self._kernels = sorted({op.get_type_name() for op in graph.get_ops()} & _OPS)
-        self._weights = MappedWeights(self._path)
         self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -118,14 +114,11 @@ class OpenVinoRunner(Runner):
             # Read anew: a model that is kept would hold all weights a second time.
             model = self._read()
             model.reshape({contract.FRAMES.name: list(shape), contract.SIZES.name: [shape[0], 2]})
-            # OpenVINO keeps the weights as they were read beside its own packed copy, and never looks at most of them
-            # again: where they are pages of the file, those can go.
-            return_freed_memory()
-            openvino_repairs.use_in_place(model, self._weights.arrays)
             return_freed_memory()
             self._requests[shape] = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+            # OpenVINO keeps the weights that it read beside its own packed copy, and seldom looks at them again.
             del model
-            self._weights.forget()
+            return_mapped_pages(self._path.with_name(f"{self._path.name}.data"))
             return_freed_memory()
         self._requests.move_to_end(shape)
         return self._requests[shape]

@@ -213,6 +213,20 @@ def test_wrong_options_name_what_was_expected(rtx, arguments, message, export_di
     assert not (tmp_path / "out").exists()
 
 
+def test_ops_as_functions_are_an_option(export_dir, tmp_path, monkeypatch):
+    asked: list[BuildOptions] = []
+
+    def build(source, out, options, gate):
+        asked.append(options)
+        raise MsstsError("enough")
+
+    monkeypatch.setattr(tensorrt_builder, "build_engine", build)
+    for flags in ([], ["--no-plugins"]):
+        with pytest.raises(MsstsError, match="enough"):
+            command(export_dir, "--target", "tensorrt", "--out", tmp_path / "out", *flags)
+    assert [options.uses_plugins for options in asked] == [True, False]
+
+
 def test_a_profile_must_be_in_order(export_dir):
     manifest = replace(Manifest.read(export_dir), shape=None)
     with pytest.raises(MsstsError, match="at most"):

@@ -203,6 +203,7 @@ def test_weights_beyond_the_limit_of_a_file_lie_beside_it(fixed, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert (tmp_path / "model.onnx.data").stat().st_size < (fixed / "model.onnx").stat().st_size
     assert (tmp_path / "model.onnx").stat().st_size < (fixed / "model.onnx").stat().st_size / 2
+    assert (tmp_path / "model.onnx.data").stat().st_mode == (tmp_path / "model.onnx").stat().st_mode
     again = onnx.load(tmp_path / "model.onnx")
     for a, b in zip(model.graph.initializer, again.graph.initializer, strict=True):
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b))

@@ -152,7 +152,8 @@ def test_the_same_is_kept_on_request_and_another_is_not(engine, int8, data, tmp_
 
 def test_a_file_of_exclusions_is_obeyed(engine, data, tmp_path):
     (tmp_path / "mine.txt").write_text("# all but the backbone\nmodel.[!b]*\n\n*conv1/*  # and these\n")
-    quantize(engine, data, tmp_path / "out", QuantizationOptions(clips=1, exclude=tmp_path / "mine.txt"))
+    words = ["quantize", engine, "--calibrate", data, "--clips", 1, "--exclude", tmp_path / "mine.txt"]
+    assert main([str(word) for word in (*words, "--out", tmp_path / "out")]) == 0
     model = onnx.load(tmp_path / "out" / "model.onnx")
     eight_bits = dequantized(model)
     names = {node.name for node in model.graph.node if any(name in eight_bits for name in node.input[1:2])}

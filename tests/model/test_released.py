@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mssts.cli import main
 from mssts.commands import convert
 from mssts.data.youtube_vis_classes import YOUTUBE_VIS_2019, YOUTUBE_VIS_2021
 from mssts.errors import MsstsError
@@ -110,6 +111,14 @@ def test_a_released_checkpoint_becomes_ours(tmp_path, capsys, zipped):
     assert (direct.preset, direct.categories) == (loaded.preset, loaded.categories)
     assert direct.weights.keys() == loaded.weights.keys()
     assert all(torch.equal(direct.weights[name], loaded.weights[name]) for name in direct.weights)
+
+
+def test_the_names_of_the_classes_are_those_of_the_data_set_that_is_named(tmp_path):
+    released = write(tmp_path / "released.pth", released_model())
+    ours = tmp_path / "ours.safetensors"
+    assert main(["convert", str(released), "--out", str(ours), "--classes", "youtube_vis_2021"]) == 0
+    names = tuple(category.name for category in load_checkpoint(ours).categories[1:41])
+    assert names == tuple(YOUTUBE_VIS_2021) != tuple(YOUTUBE_VIS_2019)
 
 
 def test_labels_of_released_models_are_category_ids():

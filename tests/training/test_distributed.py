@@ -320,7 +320,7 @@ from mssts.cli import main
 from mssts.data.clips import ClipTransform
 from mssts.training import config
 recipe = replace(config.recipe("tiny"), save_every=2, clip_frames=2, transform=ClipTransform((48,), 64))
-config.recipe = lambda name: recipe
+config.recipe = lambda *_: recipe
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -366,6 +366,20 @@ def test_bad_arguments_are_one_line(shapes, tmp_path, capsys, arguments, message
     assert not out.exists()
 
 
+def test_workers_and_the_arithmetic_are_options(shapes, tmp_path, monkeypatch):
+    """Other processes load the same clips; without bfloat16 the weights are others."""
+    monkeypatch.setattr("mssts.model.config.preset", lambda _: PRESET)
+    monkeypatch.setattr("mssts.training.config.recipe", lambda *_: replace(CONFIG, epochs=1))
+    monkeypatch.setattr("mssts.training.command._has_fast_bfloat16", lambda device: True)
+    runs = {"mixed": [], "plain": ["--no-amp"], "workers": ["--no-amp", "--workers", "1"]}
+    for name, flags in runs.items():
+        words = ["train", "--data", str(shapes), "--out", str(tmp_path / name), "--device", "cpu", *flags]
+        assert main(words) == 0
+    mixed, plain, workers = (load_checkpoint(tmp_path / name / MODEL_FILE).weights for name in runs)
+    assert all(torch.equal(plain[name], workers[name]) for name in plain)
+    assert not all(torch.equal(plain[name], mixed[name]) for name in plain)
+
+
 def test_a_run_is_not_overwritten(shapes, tmp_path, capsys):
     trainer(shapes, tmp_path).save()
     assert main(["train", "--data", str(shapes), "--out", str(tmp_path)]) == 2
