@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mssts.artefact import is_checkpoint
+from mssts.categories import map_by_name
 from mssts.data.videos import read_youtube_vis_value
 from mssts.errors import CheckFailed, MsstsError
 from mssts.evaluation import evaluate
@@ -71,10 +72,11 @@ class ApGate:
             raise MsstsError(
                 f"{self.data}: has no annotated objects, so there is no AP; expected a set with ground truth"
             )
-        if not annotated & {category.id for category in categories}:
+        mapped = map_by_name(categories, truth.categories, str(self.data))
+        if not annotated & {category.id for category in mapped.by_label if category is not None}:
             raise MsstsError(
                 f"{self.data}: annotates no category of the model ({', '.join(c.name for c in categories[:5])}, …), so "
-                "its AP tells nothing; expected a set with the model's category ids"
+                "its AP tells nothing; expected a set with classes of the model's names"
             )
 
     def unmeasured(self, reason: str) -> dict[str, Any]:

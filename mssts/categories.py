@@ -45,16 +45,7 @@ def map_by_name(engine: Sequence[Category], table: Sequence[Category], source: s
     """
     if not table:
         return CategoryMap(tuple(engine), (), ())
-    by_name = {_key(category.name): category for category in table}
-    by_id = {category.id: category for category in table}
-    named = {_key(category.name) for category in engine}
-    found: list[Category | None] = []
-    for category in engine:
-        match = by_name.get(_key(category.name))
-        if match is None and _PLACEHOLDER.fullmatch(category.name):
-            same_id = by_id.get(category.id)
-            match = same_id if same_id is not None and _key(same_id.name) not in named else None
-        found.append(match)
+    found = [_same(category, table, engine) for category in engine]
     if not any(found):
         raise MsstsError(
             f"{source}: none of its categories ({_listed([c.name for c in table])}) is a class of the engine "
@@ -67,6 +58,20 @@ def map_by_name(engine: Sequence[Category], table: Sequence[Category], source: s
     ]
     unknown = [category.name for category in table if category not in found]
     return CategoryMap(tuple(found), tuple(left_out), tuple(unknown))
+
+
+def _same(category: Category, table: Sequence[Category], others: Sequence[Category]) -> Category | None:
+    """The entry of a table for a category among `others`, None if there is none or several have its name."""
+    same_id = next((entry for entry in table if entry.id == category.id), None)
+    if same_id is not None and _key(same_id.name) == _key(category.name):
+        return same_id
+    named = [entry for entry in table if _key(entry.name) == _key(category.name)]
+    if len(named) == 1:
+        return named[0]
+    unnamed = _PLACEHOLDER.fullmatch(category.name) or (same_id is not None and _PLACEHOLDER.fullmatch(same_id.name))
+    if same_id is None or not unnamed or _key(same_id.name) in {_key(other.name) for other in others}:
+        return None
+    return same_id
 
 
 def _key(name: str) -> str:
@@ -131,9 +136,8 @@ def rows_by_name(ours: Sequence[Category], theirs: Sequence[Category]) -> list[i
 
     Classes without a name of their own, as in a checkpoint that does not say, are the same where their ids are.
     """
-    by_name = {_key(category.name): label for label, category in enumerate(theirs)}
-    unnamed = {category.id: label for label, category in enumerate(theirs) if _PLACEHOLDER.fullmatch(category.name)}
-    return [by_name.get(_key(category.name), unnamed.get(category.id)) for category in ours]
+    matches = [_same(category, theirs, ours) for category in ours]
+    return [None if match is None else theirs.index(match) for match in matches]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -124,6 +124,14 @@ def test_a_released_checkpoint_without_names_is_known_by_ids() -> None:
     assert rows_by_name([Category(3, "giant_panda"), Category(4, "teapot")], named)[1] is None
 
 
+def test_a_name_that_two_categories_share_is_told_apart_by_id() -> None:
+    table = [Category(1, "cup"), Category(2, "cup"), Category(3, "red")]
+    same = map_by_name([Category(1, "cup"), Category(2, "cup")], table, "set.json")
+    assert [category and category.id for category in same.by_label] == [1, 2]
+    other = map_by_name([Category(8, "cup"), Category(9, "red")], table, "set.json")
+    assert [category and category.id for category in other.by_label] == [None, 3]
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
