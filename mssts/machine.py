@@ -79,7 +79,10 @@ def return_freed_memory() -> None:
 
 
 def return_mapped_pages(file: Path) -> None:
-    """Returns the memory of a file that this process has mapped for reading; what is read again comes from the file."""
+    """Returns the memory of a file that this process has mapped for reading.
+
+    What is read again comes from the file.
+    """
     if not _MAPS.exists():
         return
     libc = ctypes.CDLL(None)

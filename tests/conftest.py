@@ -20,7 +20,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory):
-    """(checkpoint, folder of its export, the model), of tests/support/small_model.py. Not to be changed."""
+    """(checkpoint, folder of its export, the model), of tests/support/small_model.py.
+
+    Not to be changed.
+    """
     from support.small_model import awake_model, small
 
     from mssts.data.moving_shapes import CATEGORIES

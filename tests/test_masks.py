@@ -88,7 +88,10 @@ def test_any_string_is_refused_or_read_as_pycocotools_does(counts: bytes, data: 
 
 
 def _runs(counts: bytes) -> list[int] | None:
-    """The runs of a string, character by character as the format is defined; None of one that is broken."""
+    """The runs of a string, character by character as the format is defined.
+
+    None of one that is broken.
+    """
     runs: list[int] = []
     value = shift = 0
     for character in counts:

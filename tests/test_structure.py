@@ -27,7 +27,10 @@ def imported(path: Path) -> set[str]:
 
 
 def files_of(folder: str) -> list[Path]:
-    """The Python files of a top-level folder. Links, which `mssts` has to the stages, are not followed."""
+    """The Python files of a top-level folder.
+
+    Links, which `mssts` has to the stages, are not followed.
+    """
     found = [Path(root) / name for root, _, names in os.walk(ROOT / folder) for name in names if name.endswith(".py")]
     assert found
     return found

@@ -35,7 +35,10 @@ def clean_copy(destination: Path) -> Path:
 
 
 def build_wheel(source: Path, out: Path) -> Path:
-    """The wheel of a source tree or archive; without the network where setuptools is installed, as pip says."""
+    """The wheel of a source tree or archive.
+
+    Without the network where setuptools is installed, as pip says.
+    """
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
     offline = subprocess.run(
         [*command, "--no-build-isolation", "--no-index"], capture_output=True, text=True, check=False

@@ -76,6 +76,9 @@ class Adversary:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave; other keys are left alone."""
+        """Takes what `state_dict` gave.
+
+        Other keys are left alone.
+        """
         self.discriminator.load_state_dict(state["discriminator"])
         self.optimiser.load_state_dict(state["discriminator_optimiser"])

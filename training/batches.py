@@ -51,7 +51,10 @@ def _padded(side: int) -> int:
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
-    """Pads clips to a common size. Their masks are padded alike; boxes stay fractions of the valid size."""
+    """Pads clips to a common size.
+
+    Their masks are padded alike; boxes stay fractions of the valid size.
+    """
     sizes = [clip.frames_THWC.shape[1:3] for clip in clips]
     H, W = (_padded(max(side)) for side in zip(*sizes, strict=True))
     T = len(clips[0].frames_THWC)
@@ -78,7 +81,10 @@ class _Epoch(Dataset[Clip]):
 
 
 def batches_in_epoch(clips: ClipSource, batch: int) -> int:
-    """The number of whole batches of an epoch; a remainder is left to the next shuffle."""
+    """The number of whole batches of an epoch.
+
+    A remainder is left to the next shuffle.
+    """
     return max(len(clips) // batch, 1)
 
 
@@ -91,7 +97,10 @@ def batches(
     workers: int,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """The batches of an epoch from the `start`-th on; of each, the i-th of n equal shares, where `share` is (i, n)."""
+    """The batches of an epoch from the `start`-th on.
+
+    Of each, the i-th of n equal shares, where `share` is (i, n).
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(clips), generator=generator).tolist()
     size = min(batch, len(clips))

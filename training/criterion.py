@@ -81,7 +81,10 @@ class Criterion:
     def __call__(
         self, model: MSSTSVIS, prediction: Prediction, targets: Sequence[Target], normaliser: float | None = None
     ) -> Losses:
-        """The losses of a batch; `model` draws the masks of the matched queries."""
+        """The losses of a batch.
+
+        `model` draws the masks of the matched queries.
+        """
         number = normaliser or max(sum(len(target.labels_n) for target in targets), 1)
         if self.absent_boxes:
             targets = [target.with_absent_boxes() for target in targets]

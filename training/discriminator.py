@@ -36,7 +36,10 @@ class Discriminator(nn.Module):
 
 
 def foreground(masks_nThw: Tensor, clip_n: Tensor, clips: int) -> Tensor:
-    """The union of each clip's masks (probabilities or 0/1) → [clips·T, 1, h, w]; empty where a clip has none."""
+    """The union of each clip's masks (probabilities or 0/1) → [clips·T, 1, h, w].
+
+    Empty where a clip has none.
+    """
     _, T, h, w = masks_nThw.shape
     union = masks_nThw.new_zeros(clips, T, h, w)
     index = clip_n[:, None, None, None].expand_as(masks_nThw)

@@ -72,7 +72,10 @@ def _restarts() -> int:
 
 
 def rank() -> int:
-    """The number of this process, from 0; rank 0 writes the files."""
+    """The number of this process, from 0.
+
+    Rank 0 writes the files.
+    """
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -97,7 +100,10 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def parallel(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module in DistributedDataParallel, which *averages* gradients; the module itself for a single process."""
+    """The module in DistributedDataParallel, which *averages* gradients.
+
+    The module itself for a single process.
+    """
     if world_size() == 1:
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
@@ -111,7 +117,9 @@ def synchronised(module: nn.Module, now: bool) -> AbstractContextManager[None]:
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
-    """Makes each batch norm one over the images of all processes, on GPUs. The names of its parameters stay the same.
+    """Makes each batch norm one over the images of all processes, on GPUs.
+
+    The names of its parameters stay the same.
 
     PyTorch has none for processors: there, a process' batch norms see its own share of a batch.
     """

@@ -12,7 +12,10 @@ METRICS_FILE = "metrics.csv"
 
 
 class MetricLog:
-    """Metrics to `metrics.csv` and to TensorBoard; rows after the resumed step are dropped first."""
+    """Metrics to `metrics.csv` and to TensorBoard.
+
+    Rows after the resumed step are dropped first.
+    """
 
     def __init__(self, out: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -39,7 +42,10 @@ class MetricLog:
         self._board.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds a row; the first row fixes the columns, so a term that is missing later leaves its cell empty."""
+        """Adds a row.
+
+        The first row fixes the columns, so a term that is missing later leaves its cell empty.
+        """
         writer = csv.writer(self._file)
         if not self._names:
             self._names = list(metrics)

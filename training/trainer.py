@@ -178,7 +178,10 @@ class Trainer:
         return {"loss": metrics.pop("loss"), "grad_norm": metrics.pop("grad_norm"), "learning_rate": rate, **metrics}
 
     def _backward(self, output: StepOutput, adversary: Adversary | None, last: bool) -> dict[str, Tensor]:
-        """Adds the gradients of a part of this process' share. Returns its contribution to the batch's losses."""
+        """Adds the gradients of a part of this process' share.
+
+        Returns its contribution to the batch's losses.
+        """
         metrics = {name: term.detach() for name, term in output.terms.items()}
         loss = output.total.detach()
         # Terms of the model are sums over the processes, of whose gradients DistributedDataParallel takes the mean.
@@ -212,7 +215,10 @@ class Trainer:
         return {name: tensor for name, tensor in model.state_dict().items() if "num_batches_tracked" not in name}
 
     def save(self) -> None:
-        """Writes the state to resume from, then the checkpoint. All processes call it, for their random numbers."""
+        """Writes the state to resume from, then the checkpoint.
+
+        All processes call it, for their random numbers.
+        """
         random = gather([torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in self._gpus)])
         if rank():
             return

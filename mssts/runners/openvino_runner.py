@@ -31,7 +31,9 @@ _KEPT_SHAPES = 2
 
 
 class OpenVinoRunner(Runner):
-    """A loaded `model.onnx`, as `mssts.runners.base.Runner`. Threads may share it; they take turns.
+    """A loaded `model.onnx`, as `mssts.runners.base.Runner`.
+
+    Threads may share it; they take turns.
 
     The graph is compiled for each new input shape, of which the last two are kept: the first clip of a size takes some
     seconds longer. The file is mapped while the runner lives: replace it by another, but do not write into it.
@@ -143,8 +145,11 @@ class OpenVinoRunner(Runner):
         return EngineOutput(*outputs)
 
     def describe(self) -> dict[str, Any]:
-        """What runs. `kernels` are our ops that run on our kernels; where it is empty the function bodies run, and
-        `kernels_reason` tells why."""
+        """What runs.
+
+        `kernels` are our ops that run on our kernels; where it is empty the function bodies run, and `kernels_reason`
+        tells why.
+        """
         return {
             "name": "openvino",
             "version": openvino.__version__.partition("-")[0],

@@ -1,4 +1,7 @@
-"""Serving: the real tritonserver on an exported engine. `mssts.segmenters.triton` talks to it."""
+"""Serving: the real tritonserver on an exported engine.
+
+`mssts.segmenters.triton` talks to it.
+"""
 
 LOOPBACK = "127.0.0.1"  # where a server listens unless it is told to be reached from elsewhere
 # Values of `mssts serve --warm` beside a shape.

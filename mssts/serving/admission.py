@@ -1,4 +1,6 @@
-"""Bounded queues: whether a clip may join, and whether it waited too long. Runs inside Triton.
+"""Bounded queues: whether a clip may join, and whether it waited too long.
+
+Runs inside Triton.
 
 `preprocess` asks the server how many clips wait for the engine before it decodes another, and refuses the clip at once
 where they are too many. What waits for `preprocess` itself is bounded by that: it is what arrives while one clip is
@@ -27,7 +29,9 @@ _STAMPS = 2**31
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """The most that may wait for the engine; clients are refused what comes on top, and may send it again.
+    """The most that may wait for the engine.
+
+    Clients are refused what comes on top, and may send it again.
 
     A client's own deadline does not reach the queues: without a limit of age, the engine computes clips that nobody
     waits for any more.
@@ -67,7 +71,9 @@ class Admission:
         self._connection = http.client.HTTPConnection(self._address, timeout=_SECONDS)
 
     def check(self) -> str | None:
-        """Checks that a clip may join; a server that does not say how many wait is taken for one where none do.
+        """Checks that a clip may join.
+
+        A server that does not say how many wait is taken for one where none do.
 
         Returns:
             Why the server does not say, None where it does.

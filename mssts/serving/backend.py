@@ -1,4 +1,7 @@
-"""What the three models of `triton_repo/` share. Runs inside Triton's Python backend."""
+"""What the three models of `triton_repo/` share.
+
+Runs inside Triton's Python backend.
+"""
 
 from __future__ import annotations
 

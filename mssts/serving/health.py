@@ -97,7 +97,9 @@ def models_of_python(endpoint: Endpoint, names: tuple[str, ...]) -> dict[str, di
 
 
 def ask_canary(endpoint: Endpoint, config: dict[str, Any]) -> str | None:
-    """What is wrong with a model of the Python backend by its answer to the canary; None if nothing.
+    """What is wrong with a model of the Python backend by its answer to the canary.
+
+    None if nothing.
 
     A model that is busy answers late or refuses, and nothing is wrong with it.
     """

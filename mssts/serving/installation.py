@@ -117,8 +117,11 @@ def make_temporary_folder(prefix: str) -> Path:
 
 
 def is_one_word(path: Path | str) -> bool:
-    """Whether a shell takes the path for one word. The Python backend gives its paths to bash without quoting them, and
-    waits for ever for a stub that bash did not find."""
+    """Whether a shell takes the path for one word.
+
+    The Python backend gives its paths to bash without quoting them, and waits for ever for a stub that bash did not
+    find.
+    """
     return shlex.quote(str(path)) == str(path)
 
 

@@ -17,7 +17,10 @@ _NO_GPU = re.compile(r"CUDA|CudaDriverHelper|NVML|DCGM")
 
 
 def failure_reason(log: str) -> str:
-    """The models that could not be loaded, each with its reason; else the last errors; else the last lines."""
+    """The models that could not be loaded, each with its reason.
+
+    Else the last errors; else the last lines.
+    """
     failed = [f"{match['model']}: {_REASON_PREFIX.sub('', match['reason'])}" for match in _FAILED_MODEL.finditer(log)]
     if failed:
         return "; ".join(failed)

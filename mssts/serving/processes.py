@@ -66,7 +66,10 @@ def process(pid: int) -> Process | None:
 
 
 def command_line(pid: int) -> list[str]:
-    """The program and arguments of a process; empty for one that has ended."""
+    """The program and arguments of a process.
+
+    Empty for one that has ended.
+    """
     try:
         return (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:

@@ -104,7 +104,10 @@ def model_repository(
     warm: FixedShape | str | None = None,
     queue: QueueLimits | None = None,
 ) -> Iterator[Path]:
-    """A model repository in a temporary folder, for as long as the block runs; see `write_model_repository`."""
+    """A model repository in a temporary folder, for as long as the block runs.
+
+    See `write_model_repository`.
+    """
     folder = make_temporary_folder("mssts-models-")
     try:
         write_model_repository(folder, model, threads, runner, warm, queue)

@@ -344,7 +344,9 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _free_ports(host: str, asked: dict[str, int | None]) -> dict[str, int]:
-    """A free port for each name; those given are checked.
+    """A free port for each name.
+
+    Those given are checked.
 
     Raises:
         MsstsError: a given port is in use or may not be used, or the host has no such address.

@@ -77,7 +77,9 @@ class Supervisor:
             return {"ready": reason is None, "reason": reason, "restarts": len(self._restarts), "supervised": True}
 
     def run(self) -> NoReturn:
-        """Watches until an exception, such as Ctrl-C. To be called in the thread that entered the server.
+        """Watches until an exception, such as Ctrl-C.
+
+        To be called in the thread that entered the server.
 
         Raises:
             MsstsError: the server does not stay up.

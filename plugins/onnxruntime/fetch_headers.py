@@ -93,7 +93,10 @@ def unpack(package: Path, content: Path) -> bytes:
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
-    """What a command prints; its last line of complaint becomes the error."""
+    """What a command prints.
+
+    Its last line of complaint becomes the error.
+    """
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     try:
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=SECONDS)

@@ -29,7 +29,10 @@ REQUIRED = {
 
 @pytest.fixture(autouse=True)
 def small_bandwidth(monkeypatch):
-    """The bandwidth's buffers are gigabytes where caches are large; a test has no use for that."""
+    """The bandwidth's buffers are gigabytes where caches are large.
+
+    A test has no use for that.
+    """
     monkeypatch.setattr("mssts.bench.kernels.bandwidth._SMALLEST", 2**20)
     monkeypatch.setattr("mssts.bench.kernels.bandwidth.last_level_cache_bytes", lambda: 2**18)
 

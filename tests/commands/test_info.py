@@ -37,7 +37,10 @@ def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.fixture
 def reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[dict[str, Any], str]]:
-    """Runs the command; returns what it wrote as JSON and what it printed, on one line."""
+    """Runs the command.
+
+    Returns what it wrote as JSON and what it printed, on one line.
+    """
 
     def run() -> tuple[dict[str, Any], str]:
         parser = argparse.ArgumentParser()
@@ -61,7 +64,10 @@ def compile_library(path: Path, functions: dict[str, str]) -> None:
 
 
 def stub(name: str, **answers: str) -> dict[str, str]:
-    """Every function that a library of the C ABI must have; none does anything."""
+    """Every function that a library of the C ABI must have.
+
+    None does anything.
+    """
     functions = dict.fromkeys((function for function, _, _ in kernels._declarations(name)), "0")
     return {"mssts_abi_version": str(kernels.ABI_VERSION), **functions, **answers}
 

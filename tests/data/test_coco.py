@@ -101,7 +101,10 @@ def test_a_broken_file_gives_one_line_with_the_file_and_the_field(tmp_path: Path
 
 
 def test_the_categories_are_those_of_the_released_joint_training() -> None:
-    """The ids of `category_map` in the released datasets/coco2seq.py; for 2021, those in its comment."""
+    """The ids of `category_map` in the released datasets/coco2seq.py.
+
+    For 2021, those in its comment.
+    """
     released_2019 = {
         1: 1, 2: 21, 3: 6, 4: 21, 5: 28, 7: 17, 8: 29, 9: 34, 17: 14, 18: 8, 19: 18, 21: 15, 22: 32, 23: 20, 24: 30,
         25: 22, 36: 33, 41: 5, 42: 27, 43: 40,

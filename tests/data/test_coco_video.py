@@ -42,7 +42,10 @@ def annotation(identity: int, image_id: int, instance: int, category: int, width
 
 
 def content() -> dict[str, Any]:
-    """Frames out of order and with gaps; an object that leaves and returns; one id in two videos."""
+    """Frames out of order and with gaps.
+
+    An object that leaves and returns; one id in two videos.
+    """
     return {
         "categories": [{"id": 3, "name": "left hand"}, {"id": 17, "name": "teapot"}],
         "videos": [{"id": 2, "name": "second"}, {"id": 1, "name": "first"}],

@@ -68,7 +68,10 @@ def test_masks_and_boxes_move_with_the_pixels(coco: VideoDataset) -> None:
 
 
 def test_a_view_is_a_turn_and_a_crop_about_the_centre() -> None:
-    """Without crop and shift, centre and distances are kept; without turn and shift, only the image is seen."""
+    """Without crop and shift, centre and distances are kept.
+
+    Without turn and shift, only the image is seen.
+    """
     rng = np.random.default_rng(0)
     middle = np.array([WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5, 1])
     turn = draw_view(rng, CameraMotion(shift=0, perspective=0), HEIGHT, WIDTH)
@@ -168,7 +171,10 @@ def test_the_joint_order_is_the_epochs_alone_and_can_be_resumed(shapes: Path, co
 
 
 def test_every_released_configuration_has_its_recipe() -> None:
-    """Of configs/*.sh of the released code: epochs, learning rate, drops; a batch that 8 processes can share."""
+    """Of configs/*.sh of the released code: epochs, learning rate, drops.
+
+    A batch that 8 processes can share.
+    """
     for name in PRESETS:
         assert recipe(name).batch > 0
     for name in ("mssts_r50", "mssts_r101", "mssts_x101", "mssts_swin_l"):
@@ -196,7 +202,10 @@ def test_a_pretraining_clip_is_the_image(coco: VideoDataset) -> None:
 def test_train_on_coco_alone_or_with_videos(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, with_videos: bool
 ) -> None:
-    """What the trainer is given; that it trains on clips is tested with the trainer."""
+    """What the trainer is given.
+
+    That it trains on clips is tested with the trainer.
+    """
     import mssts.training.trainer
 
     given: dict[str, Any] = {}

@@ -34,7 +34,10 @@ def rectangle(columns: int, size: tuple[int, int] = SIZE) -> dict[str, Any]:
 
 
 def ground_truth(*tracks: list[Any], frames: int = 2, size: tuple[int, int] = SIZE) -> dict[str, Any]:
-    """One video with these tracks, all of category 3; category 5 is not in it."""
+    """One video with these tracks, all of category 3.
+
+    Category 5 is not in it.
+    """
     names = [f"{t}.jpg" for t in range(frames)]
     video = {"id": 7, "height": size[0], "width": size[1], "length": frames, "file_names": names}
     annotations = [

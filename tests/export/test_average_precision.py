@@ -1,4 +1,7 @@
-"""AP of an engine and of what it is made from: measured, stored and shown; a gate that closes; nothing written then."""
+"""AP of an engine and of what it is made from: measured, stored and shown.
+
+A gate that closes; nothing written then.
+"""
 
 from __future__ import annotations
 

@@ -163,7 +163,10 @@ def test_a_preset_exports_without_a_checkpoint(tmp_path, monkeypatch, capsys):
 @pytest.mark.long
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "tiny"])
 def test_every_preset_of_the_paper_exports_for_any_shape(preset, tmp_path):
-    """Half an hour for all of them; 10 GB of memory for the largest."""
+    """Half an hour for all of them.
+
+    10 GB of memory for the largest.
+    """
     out = tmp_path / "engine"
     assert main(["export", "--preset", preset, "--random-weights", "--out", str(out)]) == 0
     manifest = Manifest.read(out)

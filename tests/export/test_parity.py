@@ -19,7 +19,10 @@ CASES = [
 
 
 def truth() -> list[np.ndarray]:
-    """Ten instances far apart. The mask of the last is a handful of pixels that are hardly positive."""
+    """Ten instances far apart.
+
+    The mask of the last is a handful of pixels that are hardly positive.
+    """
     rng = np.random.default_rng(7)
     scores = np.linspace(0.9, 0.3, K)[None]
     labels = np.arange(K, dtype=np.int32)[None]

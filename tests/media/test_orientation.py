@@ -117,7 +117,10 @@ def test_photos_and_folders_are_read_as_displayed(tag: int, suffix: str, tmp_pat
 
 
 def write_dataset(folder: Path, tag: int, size: tuple[int, int], masks: bool, suffix: str = ".jpg") -> Path:
-    """Two frames, of which the second has a tag; `size` is what the file claims."""
+    """Two frames, of which the second has a tag.
+
+    `size` is what the file claims.
+    """
     images = folder / "JPEGImages" / "a"
     images.mkdir(parents=True)
     upright = picture() if size == (24, 40) or tag < 5 else as_displayed(picture(), TURNS[tag])

@@ -259,7 +259,10 @@ def test_doubling_keeps_odd_pixels_and_averages_even_ones():
 
 
 def test_an_exported_graph_enlarges_feature_maps_as_pytorch_does():
-    """It gathers pixel i // 2 where PyTorch resizes; every height and width that a pair of scales can have."""
+    """It gathers pixel i // 2 where PyTorch resizes.
+
+    Every height and width that a pair of scales can have.
+    """
     features = MaskFeatures(tiny().model).eval()
     with torch.inference_mode():
         for side in range(1, 34):

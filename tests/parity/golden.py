@@ -41,7 +41,10 @@ class Entry:
 
     @property
     def holds(self) -> bool:
-        """Whether the error is within the bound; NaN never is."""
+        """Whether the error is within the bound.
+
+        NaN never is.
+        """
         return self.error <= self.bound
 
 
@@ -132,7 +135,10 @@ def _losses(model: MSSTSVIS, golden: dict[str, np.ndarray]) -> list[Entry]:
 
 @torch.no_grad()
 def compare(golden: dict[str, np.ndarray], keys: dict[str, list[int]], backbone: str) -> list[Entry]:
-    """Every output and loss of the golden file against ours; one that we do not compute has an error of NaN."""
+    """Every output and loss of the golden file against ours.
+
+    One that we do not compute has an error of NaN.
+    """
     model = golden_model(keys, backbone)
     entries = _predictions(model, golden) + _losses(model, golden)
     unknown = sorted(golden.keys() - {entry.name for entry in entries})

@@ -38,7 +38,10 @@ INVALID = 1
 
 
 def run(function, call, threads=1):
-    """Calls one function of the library; a failure is an AssertionError with its reason."""
+    """Calls one function of the library.
+
+    A failure is an AssertionError with its reason.
+    """
     executor = kernels.Executor(threads=threads)
     status = getattr(LIBRARY.handle, f"mssts_cpu_{function}")(ctypes.byref(call), ctypes.byref(executor))
     assert status == 0, LIBRARY.handle.mssts_last_error().decode()
@@ -89,7 +92,10 @@ def temporal_backward(inputs, wanted=("query", "key", "value"), threads=1):
 
 
 def assert_close(found, exact, dtype, factor=64.0):
-    """`factor` roundings of the largest value; what is stored in 16 bits is rounded once, from float32."""
+    """`factor` roundings of the largest value.
+
+    What is stored in 16 bits is rounded once, from float32.
+    """
     if not exact.numel():
         return
     bound = factor if dtype in (torch.float32, torch.float64) else 1.0
@@ -308,7 +314,10 @@ def test_an_output_that_is_too_small_is_noticed_by_its_guards():
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS[1:])
 def test_every_instruction_set(isa):
-    """The tests of this file once more, no better than `isa`; the best of the machine has run already."""
+    """The tests of this file once more, no better than `isa`.
+
+    The best of the machine has run already.
+    """
     environment = {**os.environ, "MSSTS_CPU_ISA": isa}
     if LIBRARY.handle.mssts_cpu_isa().decode() not in ISAS[: ISAS.index(isa)]:
         pytest.skip(f"{isa} is what the other tests have used, or is not of this machine")
@@ -338,7 +347,9 @@ def sanitizer_library():
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("cmake") and sanitizer_library()), reason="needs cmake, g++ and libasan")
 def test_sanitizers_find_nothing(tmp_path):
-    """The hard cases with a build whose every access is checked; an overrun of one element is found by it.
+    """The hard cases with a build whose every access is checked.
+
+    An overrun of one element is found by it.
 
     For float32 and without AVX-512: each type and instruction set takes the compiler most of a minute more.
     """

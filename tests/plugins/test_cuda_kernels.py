@@ -74,7 +74,10 @@ def widest_error(found: Tensor, exact: Tensor) -> float:
 
 
 def assert_as_exact_as_pytorch(found: Tensor, exact: Tensor, pytorch: Tensor) -> None:
-    """`pytorch`: in fp32 or more; it is rounded to the storage of `found` here."""
+    """`pytorch`: in fp32 or more.
+
+    It is rounded to the storage of `found` here.
+    """
     size = float(exact.abs().max()) if exact.numel() else 0.0
     # The slack: a few roundings of fp32, for where PyTorch happens to make none.
     bound = 2 * widest_error(pytorch.to(found.dtype), exact) + 16 * torch.finfo(torch.float32).eps * size
@@ -92,7 +95,10 @@ def in_float32(inputs: Any) -> Any:
 def pytorch_gradients(
     op: Callable[[Any], Tensor], inputs: Any, leaves: dict[str, str], grad: Tensor
 ) -> dict[str, Tensor]:
-    """Autograd's, in fp32; `leaves` are attributes of `inputs` by the names of the gradients."""
+    """Autograd's, in fp32.
+
+    `leaves` are attributes of `inputs` by the names of the gradients.
+    """
     tensors = {name: getattr(inputs, attribute).detach().requires_grad_() for name, attribute in leaves.items()}
     out = op(replace(inputs, **{leaves[name]: tensor for name, tensor in tensors.items()}))
     found = torch.autograd.grad(out, list(tensors.values()), grad, allow_unused=True)
@@ -262,7 +268,10 @@ def test_the_forward_without_tensor_cores_is_as_exact(backend: Backend, dtype: t
 
 @pytest.mark.parametrize("path", ["", "fma"])
 def test_the_environment_does_without_tensor_cores(emulation: Path, path: str) -> None:
-    """In a process of its own, as the variable is read once; no PyTorch there, which takes seconds to load."""
+    """In a process of its own, as the variable is read once.
+
+    No PyTorch there, which takes seconds to load.
+    """
     script = (
         "import ctypes, sys, numpy as np; from mssts.kernels import DeformAttnCall\n"
         "library = ctypes.CDLL(sys.argv[1]); library.mssts_emulation_launches.restype = ctypes.c_char_p\n"
@@ -366,7 +375,10 @@ def test_points_that_no_integer_can_tell_are_outside(backend: Backend, huge: flo
     ids=str,
 )
 def test_shapes_of_more_tokens_than_there_are_give_nan(backend: Backend, shapes: Any, D: int) -> None:
-    """A GPU cannot refuse them: they are in its memory. Guard pages see to it that nothing is read outside."""
+    """A GPU cannot refuse them: they are in its memory.
+
+    Guard pages see to it that nothing is read outside.
+    """
     for dtype in (torch.float32, torch.float16):
         inputs = DeformCase("", Q=33, D=D).inputs(dtype)
         inputs = replace(inputs, shapes_L2=torch.tensor(shapes))

@@ -18,7 +18,10 @@ TEMPORAL = {"query": (1, 5, 3, 8), "key": (1, 10, 3, 8), "value": (1, 10, 3, 8)}
 
 
 def infer(op: str, tensors: dict[str, tuple[int, ...]], **attributes: int) -> np.ndarray:
-    """The output of one node for tensors of these sizes; the model leaves the sizes open."""
+    """The output of one node for tensors of these sizes.
+
+    The model leaves the sizes open.
+    """
     found = kernels.library("openvino")
     if found.path is None or found.reason:
         pytest.skip(f"the OpenVINO extension: {found.reason}")

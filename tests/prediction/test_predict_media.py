@@ -146,7 +146,10 @@ def test_names_with_colons_are_written_too(engine: Path, tmp_path: Path, monkeyp
 
 
 def write_dataset(folder: Path, masks_as: str) -> Path:
-    """Frames stored a quarter turn away from how they are displayed; masks of the picture displayed, or as stored."""
+    """Frames stored a quarter turn away from how they are displayed.
+
+    Masks of the picture displayed, or as stored.
+    """
     images = folder / "JPEGImages" / "scene"
     images.mkdir(parents=True)
     for t in range(LENGTH):
@@ -186,7 +189,10 @@ def test_a_data_set_whose_images_are_turned_by_exif(
 
 
 def test_a_name_that_is_not_text_costs_nothing(tmp_path: Path) -> None:
-    """Linux takes any bytes for a name. The results are written, and what cannot be printed is escaped."""
+    """Linux takes any bytes for a name.
+
+    The results are written, and what cannot be printed is escaped.
+    """
     engine = write_toy_engine(tmp_path / "engine").parent
     folder = tmp_path / os.fsdecode(b"sc\xffne")
     folder.mkdir()

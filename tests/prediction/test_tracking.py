@@ -81,7 +81,10 @@ def found(start: int, end: int, objects: Sequence[tuple[int, float, Masks]]) -> 
 
 
 def link(length: int, clip_frames: int, overlap: int, objects: Sequence[tuple[int, float, Masks]]) -> list[Track]:
-    """Tracks in the order in which they appear; scores alternate, so that the best is now one, now another."""
+    """Tracks in the order in which they appear.
+
+    Scores alternate, so that the best is now one, now another.
+    """
     linker = Linker()
     for index, (start, frames) in enumerate(windows(range(length), clip_frames, overlap)):
         shuffled = [(label, score if index % 2 else 1 - score, masks) for label, score, masks in objects]

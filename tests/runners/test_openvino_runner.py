@@ -121,7 +121,10 @@ def test_errors_are_one_line_and_name_the_file(file, tmp_path, monkeypatch):
 
 
 def test_weights_beside_the_file_leave_memory_and_answers_stay(file, tmp_path):
-    """OpenVINO computes with its own copies; what it has mapped comes back where it does not."""
+    """OpenVINO computes with its own copies.
+
+    What it has mapped comes back where it does not.
+    """
     apart = tmp_path / "model.onnx"
     save_model(onnx.load(file), apart, largest=0)
     frames, sizes = clip((96, 128), 2)

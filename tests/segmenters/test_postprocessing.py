@@ -17,7 +17,10 @@ from mssts.segmenters.postprocessing import to_instances
 def engine_output(
     mask_logits_Thw: np.ndarray, boxes: object = (0.5, 0.5, 1.0, 1.0), scores: object = (0.9,)
 ) -> EngineOutput:
-    """One clip; every instance has the same masks and boxes."""
+    """One clip.
+
+    Every instance has the same masks and boxes.
+    """
     scores_K = np.array(scores, np.float32)
     K, T = len(scores_K), len(mask_logits_Thw)
     return EngineOutput(
@@ -29,7 +32,10 @@ def engine_output(
 
 
 def decoded(found: Instances, instance: int = 0) -> np.ndarray:
-    """Masks [T, H, W] of an instance; all false where it has none."""
+    """Masks [T, H, W] of an instance.
+
+    All false where it has none.
+    """
     return np.stack([
         np.zeros(found.size, bool) if rle is None
         else coco_mask.decode({"size": list(found.size), "counts": rle}).astype(bool)

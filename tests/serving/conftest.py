@@ -40,7 +40,10 @@ def local(engine: Path) -> Iterator[LocalSegmenter]:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own for temporary files; `left_in` tells what is left there."""
+    """A folder of its own for temporary files.
+
+    `left_in` tells what is left there.
+    """
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))

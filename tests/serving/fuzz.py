@@ -104,7 +104,10 @@ def vanish(port: int, chance: random.Random, request: bytes) -> str:
 
 
 def memory_mb(server: TritonServer, *kinds: str) -> float:
-    """The proportional resident memory of a server and of its models' processes; of some `kinds`, as `Pss_Anon`."""
+    """The proportional resident memory of a server and of its models' processes.
+
+    Of some `kinds`, as `Pss_Anon`.
+    """
     total = 0
     for pid in (server.pid, *stubs_of(server.pid)):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():

@@ -1,4 +1,7 @@
-"""TLS between client and server, and who is let in; the address on which a server may listen."""
+"""TLS between client and server, and who is let in.
+
+The address on which a server may listen.
+"""
 
 from __future__ import annotations
 

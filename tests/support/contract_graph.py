@@ -19,7 +19,10 @@ OUTPUTS = {"scores": [1, 4], "labels": [1, 4], "boxes": [1, 4, 2, 4], "mask_logi
 
 
 def parity_report() -> dict[str, object]:
-    """As an export's manifest has it; errors of 1e-3, and bounds of twice that."""
+    """As an export's manifest has it.
+
+    Errors of 1e-3, and bounds of twice that.
+    """
     outputs = [
         {"case": "shapes", "output": name, "max_abs": 1e-3, "rms": 1e-3, "max_bound": 2e-3, "rms_bound": 2e-3}
         for name in ("scores", "boxes", "mask_logits")
@@ -29,7 +32,10 @@ def parity_report() -> dict[str, object]:
 
 
 def contract_graph(unsupported: bool = False) -> onnx.ModelProto:
-    """The graph, for the input shape `SHAPE`; `unsupported` adds an op that no TensorRT has."""
+    """The graph, for the input shape `SHAPE`.
+
+    `unsupported` adds an op that no TensorRT has.
+    """
     rng = np.random.default_rng(0)
     constants = {
         "weight": rng.normal(size=(4, 3, 4, 4)).astype(np.float32),
@@ -80,7 +86,10 @@ def contract_graph(unsupported: bool = False) -> onnx.ModelProto:
 
 
 def write_export(folder: Path, model: onnx.ModelProto | None = None) -> Path:
-    """Writes the graph and a manifest as `mssts export` would; returns the folder."""
+    """Writes the graph and a manifest as `mssts export` would.
+
+    Returns the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
     onnx.save(model or contract_graph(), path)

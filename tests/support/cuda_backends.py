@@ -29,7 +29,10 @@ TOOLS = ("c++", "cmake")
 
 
 def missing_tool() -> str:
-    """What the emulation cannot be built without and this machine lacks; empty where nothing is."""
+    """What the emulation cannot be built without and this machine lacks.
+
+    Empty where nothing is.
+    """
     return next((tool for tool in TOOLS if shutil.which(tool) is None), "")
 
 
@@ -131,7 +134,10 @@ class Backend:
 
     @contextmanager
     def order(self, seed: int) -> Iterator[None]:
-        """Runs threads and blocks ascending (0), descending (-1) or at random; a GPU has its own order."""
+        """Runs threads and blocks ascending (0), descending (-1) or at random.
+
+        A GPU has its own order.
+        """
         if self.emulated:
             self.handle.mssts_emulation_order(ctypes.c_int64(seed))
         try:
@@ -141,7 +147,10 @@ class Backend:
                 self.handle.mssts_emulation_order(ctypes.c_int64(0))
 
     def kernels(self) -> str:
-        """The launches since the last question, one a line; emulated alone."""
+        """The launches since the last question, one a line.
+
+        Emulated alone.
+        """
         self.handle.mssts_emulation_launches.restype = ctypes.c_char_p
         return str(self.handle.mssts_emulation_launches().decode())
 
@@ -160,7 +169,10 @@ class Backend:
         return self.memory(torch.empty(*shape, dtype=dtype), offset, copy=False)
 
     def temporal_forward(self, inputs: TemporalInputs, offset: int = 0) -> Tensor:
-        """out_BTSC; all tensors misaligned by `offset` bytes."""
+        """out_BTSC.
+
+        All tensors misaligned by `offset` bytes.
+        """
         call, kept = self._temporal_call(inputs, offset)
         kept["out"] = self.room(inputs.query_BTSC.shape, inputs.query_BTSC.dtype, offset)
         call.out = kept["out"].pointer
@@ -195,7 +207,10 @@ class Backend:
         return call, kept
 
     def deform_forward(self, inputs: DeformInputs, offset: int = 0, flags: int = 0) -> Tensor:
-        """out_NQC; the tensors of the value's dtype misaligned by `offset` bytes."""
+        """out_NQC.
+
+        The tensors of the value's dtype misaligned by `offset` bytes.
+        """
         call, kept = self._deform_call(inputs, offset)
         call.flags = flags
         kept["out"] = self.room((call.batch, call.queries, call.heads * call.channels), inputs.value_NSMD.dtype, offset)

@@ -21,7 +21,10 @@ PYRAMID: Shapes = ((9, 12), (5, 6), (3, 3), (2, 2))
 
 @dataclass
 class DeformInputs:
-    """What `ms_deform_attn` takes; the reference in float32 (float64 with float64)."""
+    """What `ms_deform_attn` takes.
+
+    The reference in float32 (float64 with float64).
+    """
 
     value_NSMD: Tensor
     shapes_L2: Tensor
@@ -52,7 +55,10 @@ class DeformInputs:
 
 @dataclass(frozen=True)
 class DeformCase:
-    """A named kind of input of MSDeformAttn. `spread` scales the offsets, in pixels (or fractions of a box)."""
+    """A named kind of input of MSDeformAttn.
+
+    `spread` scales the offsets, in pixels (or fractions of a box).
+    """
 
     name: str
     shapes: Shapes = PYRAMID
@@ -186,7 +192,10 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 
 def deform_call(inputs: DeformInputs, **more: Tensor | None) -> kernels.DeformAttnCall:
-    """The struct of a call on these tensors; `more` are outputs and gradients by the struct's names."""
+    """The struct of a call on these tensors.
+
+    `more` are outputs and gradients by the struct's names.
+    """
     N, S, M, D = inputs.value_NSMD.shape
     _, Q, _, L, P, _ = inputs.offsets_NQMLP2.shape
     return kernels.DeformAttnCall(
@@ -217,7 +226,10 @@ class TemporalInputs:
 
 @dataclass(frozen=True)
 class TemporalCase:
-    """A named kind of input of SplitTemporalAttn. `layout`: chunked (q, k, v of one tensor), dense or spaced."""
+    """A named kind of input of SplitTemporalAttn.
+
+    `layout`: chunked (q, k, v of one tensor), dense or spaced.
+    """
 
     name: str
     B: int = 2
@@ -287,7 +299,10 @@ def temporal_gradients(inputs: TemporalInputs) -> tuple[Tensor, dict[str, Tensor
 
 
 def temporal_call(inputs: TemporalInputs, **more: Tensor | None) -> kernels.TemporalAttnCall:
-    """The struct of a call on these tensors; `more` are outputs and gradients by the struct's names."""
+    """The struct of a call on these tensors.
+
+    `more` are outputs and gradients by the struct's names.
+    """
     B, T, S, C = inputs.query_BTSC.shape
     strides = {
         f"{name}_strides": (ctypes.c_int64 * 3)(*tensor.stride()[:3])

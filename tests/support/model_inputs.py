@@ -10,7 +10,10 @@ from mssts.model.mssts_vis import MSSTSVIS
 
 
 def build(config: ModelConfig, seed: int = 0, awake: bool = True) -> MSSTSVIS:
-    """A model in evaluation mode; `awake` gives the zero-initialised projections of the additions random weights."""
+    """A model in evaluation mode.
+
+    `awake` gives the zero-initialised projections of the additions random weights.
+    """
     torch.manual_seed(seed)
     model = MSSTSVIS(config).eval()
     if awake:

@@ -41,7 +41,10 @@ END_SECONDS = 30
 
 
 def clip_with_rectangles(frames: int = 3, height: int = 128, width: int = 192) -> np.ndarray:
-    """Grey frames [T, H, W, 3]; a red rectangle in all of them and a larger blue one from the second on."""
+    """Grey frames [T, H, W, 3].
+
+    A red rectangle in all of them and a larger blue one from the second on.
+    """
     clip_THWC = np.full((frames, height, width, 3), 90, np.uint8)
     clip_THWC[:, 16:40, 24:64] = COLOURS[RED]
     clip_THWC[1:, 56:104, 80:160] = COLOURS[BLUE]
@@ -106,7 +109,10 @@ class Served:
         return found
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Ends it; returns its exit code and what it wrote to stderr."""
+        """Ends it.
+
+        Returns its exit code and what it wrote to stderr.
+        """
         self.process.send_signal(number)
         return end_of(self.process)
 

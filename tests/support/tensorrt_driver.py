@@ -59,7 +59,10 @@ class Driver:
         return Reply(reply["result"], [tuple(entry) for entry in reply["log"]])
 
     def close(self) -> str:
-        """Ends the process; what it wrote to stderr."""
+        """Ends the process.
+
+        What it wrote to stderr.
+        """
         return self.process.communicate()[1] if self.process.poll() is None or self.process.stdout else ""
 
 
@@ -110,7 +113,10 @@ def runtime_library(major: int) -> Path:
 
 
 def compile_all(folder: Path) -> Built:
-    """Compiles the driver, and the plugins over host_kernels.cpp in place of CUDA; skips where it cannot."""
+    """Compiles the driver, and the plugins over host_kernels.cpp in place of CUDA.
+
+    Skips where it cannot.
+    """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler")

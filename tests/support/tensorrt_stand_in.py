@@ -13,7 +13,10 @@ from mssts.runners.tensorrt_library import Gpu
 
 
 class Machine:
-    """What the stand-ins are asked, in order; and what they answer."""
+    """What the stand-ins are asked, in order.
+
+    And what they answer.
+    """
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -132,8 +132,10 @@ def _toy_model() -> onnx.ModelProto:
 
 
 def write_toy_engine(folder: Path, shape: FixedShape | None = None) -> Path:
-    """Writes `model.onnx` and `manifest.json` into `folder`; returns the path of the model. It takes `shape` alone, if
-    that is given."""
+    """Writes `model.onnx` and `manifest.json` into `folder`.
+
+    Returns the path of the model. It takes `shape` alone, if that is given.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
     model = _toy_model()

@@ -78,7 +78,10 @@ def clips_of(
 
 
 def step(run: Trainer, batch: Batch) -> dict[str, Any]:
-    """One step, and what it computed; what the discriminator learned from is taken before it is cleared."""
+    """One step, and what it computed.
+
+    What the discriminator learned from is taken before it is cleared.
+    """
     assert run.adversary is not None
     judge = run.adversary.discriminator
     gradients: dict[str, Any] = {f"discriminator.{name}": None for name, _ in judge.named_parameters()}
@@ -94,7 +97,10 @@ def step(run: Trainer, batch: Batch) -> dict[str, Any]:
 
 
 def assert_same(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-5) -> None:
-    """Gradients, running statistics and metrics agree; `tolerance` is relative to the largest of a tensor or 1."""
+    """Gradients, running statistics and metrics agree.
+
+    `tolerance` is relative to the largest of a tensor or 1.
+    """
     assert a["metrics"].keys() == b["metrics"].keys()
     for name, value in a["metrics"].items():
         assert b["metrics"][name] == pytest.approx(value, rel=tolerance, abs=tolerance), name

@@ -367,7 +367,10 @@ def test_bad_arguments_are_one_line(shapes, tmp_path, capsys, arguments, message
 
 
 def test_workers_and_the_arithmetic_are_options(shapes, tmp_path, monkeypatch):
-    """Other processes load the same clips; without bfloat16 the weights are others."""
+    """Other processes load the same clips.
+
+    Without bfloat16 the weights are others.
+    """
     monkeypatch.setattr("mssts.model.config.preset", lambda _: PRESET)
     monkeypatch.setattr("mssts.training.config.recipe", lambda *_: replace(CONFIG, epochs=1))
     monkeypatch.setattr("mssts.training.command._has_fast_bfloat16", lambda device: True)

@@ -95,12 +95,18 @@ class AsyncTritonSegmenter:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; requests in flight fail."""
+        """Closes the connections.
+
+        Requests in flight fail.
+        """
         for server in self._pool.servers:
             await server.client.close()
 
     async def segment(self, frames_THWC: Clip, score_threshold: float = 0.0) -> Instances:
-        """Finds the instances of a clip, see `TritonSegmenter.segment`. Cancelling it cancels the request."""
+        """Finds the instances of a clip, see `TritonSegmenter.segment`.
+
+        Cancelling it cancels the request.
+        """
         from mssts.segmenters.triton.messages import read_instances, request_inputs
 
         manifest = self.manifest

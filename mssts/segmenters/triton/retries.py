@@ -1,4 +1,7 @@
-"""When to try again, and on which server. Without input and output, so that both clients use it."""
+"""When to try again, and on which server.
+
+Without input and output, so that both clients use it.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,9 @@ class Attempts:
         return max(0.0, self._deadline - self._pool.clock())
 
     def take(self) -> tuple[Server, float]:
-        """A server to send to, or how long to wait first; see `Pool.take`.
+        """A server to send to, or how long to wait first.
+
+        See `Pool.take`.
 
         Raises:
             MsstsError: the deadline would be over by then.

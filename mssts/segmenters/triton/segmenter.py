@@ -24,7 +24,9 @@ from mssts.segmenters.triton.statistics import StageTime, stage_seconds, stage_t
 
 
 class TritonSegmenter(Segmenter):
-    """The ensemble of one server, or of several with the same engine. Safe to share between threads.
+    """The ensemble of one server, or of several with the same engine.
+
+    Safe to share between threads.
 
     A clip that a server refuses because it is full, or loses because it dies, is sent again, to another server where
     there is one, until its deadline. A request leaves nothing behind on a server, so each clip has exactly one result.
@@ -158,7 +160,10 @@ class TritonSegmenter(Segmenter):
         return stage_times(answers)
 
     def close(self) -> None:
-        """Closes the connections; requests in flight fail."""
+        """Closes the connections.
+
+        Requests in flight fail.
+        """
         self._closed.set()
         if self._regions is not None:
             self._regions.close(self._pool.servers, self._exception)
@@ -166,7 +171,10 @@ class TritonSegmenter(Segmenter):
             server.client.close()
 
     def _connect(self) -> None:
-        """Reads the manifest of every server that answers; one must."""
+        """Reads the manifest of every server that answers.
+
+        One must.
+        """
         errors = []
         for server in self._pool.servers:
             try:

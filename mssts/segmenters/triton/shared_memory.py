@@ -51,12 +51,18 @@ class Region:
         server.regions.add(self.name)
 
     def close(self) -> None:
-        """Removes it; a server that has it open keeps it until it is told."""
+        """Removes it.
+
+        A server that has it open keeps it until it is told.
+        """
         self._path.unlink(missing_ok=True)
 
 
 class Regions:
-    """Regions for the clips in flight, used again one after the other. Safe to share between threads."""
+    """Regions for the clips in flight, used again one after the other.
+
+    Safe to share between threads.
+    """
 
     def __init__(self) -> None:
         self._free: list[Region] = []

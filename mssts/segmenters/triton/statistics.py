@@ -14,7 +14,9 @@ STAGE_MODELS = {"decode": "preprocess", "engine": "engine", "postprocess": "post
 
 @dataclass(frozen=True)
 class StageTime:
-    """Time that servers have spent in one model since they started; the difference of two is what lies between.
+    """Time that servers have spent in one model since they started.
+
+    The difference of two is what lies between.
 
     Times are in nanoseconds, summed over `count` requests. `total_ns` is from a request's arrival to its response;
     `queue_ns` and `compute_ns` are parts of it. The ensemble's compute is the sum of its models'. A model starts while
