@@ -9,18 +9,28 @@ import torch
 from torch import Tensor
 
 from mssts.training.config import TrainConfig
-from mssts.training.discriminator import Discriminator, verdict_loss
+from mssts.training.discriminator import Discriminator, accuracy, duel_loss, verdict
 from mssts.training.distributed import parallel, synchronised
 from mssts.training.step import StepOutput
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """How the model should change what it made of some clips, and metrics."""
+    """How the model should change the masks that it drew of some clips, and metrics."""
 
-    tensors: list[Tensor]
-    gradients: list[Tensor]  # weighted; one for each of the tensors
+    mask_logits: Tensor
+    gradient: Tensor  # of these logits, weighted
     metrics: dict[str, Tensor]
+    # Filled by the backward pass through the logits: the gradient of all losses together, this one included.
+    received: list[Tensor]
+
+    def squares(self) -> dict[str, Tensor]:
+        """After backward, squared norms of the logits' gradients: of this loss, and of the others."""
+        others = [received - self.gradient for received in self.received]
+        return {
+            "adversarial_square": self.gradient.square().sum(),
+            "other_square": sum((other.square().sum() for other in others), torch.zeros_like(self.gradient.sum())),
+        }
 
 
 class Adversary:
@@ -28,15 +38,16 @@ class Adversary:
 
     It judges true and drawn masks in one pass. Both gradients are taken from that: its own, and that of the model, so
     that neither waits for the other and an accumulated batch is computed once.
+
+    The model's gradient enters through the masks alone. Through the encoder features, the discriminator's other input,
+    it was 2 to 120 times as large, of no use to the main losses (a cosine of about 0), and spared the masks.
     """
 
     def __init__(self, width: int, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.discriminator = Discriminator(width).to(device)
         self._parallel = parallel(self.discriminator, device)
-        self.optimiser = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=config.discriminator_rate, betas=(0.5, 0.999)
-        )
+        self.optimiser = torch.optim.AdamW(self.discriminator.parameters(), lr=0.0, betas=(0.5, 0.999))
 
     def judge(self, output: StepOutput, share: float, last: bool) -> Judgement:
         """Adds to the discriminator's gradients.
@@ -46,25 +57,33 @@ class Adversary:
             share: of that part in the process' share.
             last: whether it is the last part, after which the processes exchange gradients.
         """
-        inputs = [output.features_NChw, output.drawn_N1hw]
-        features, drawn = (x.detach().requires_grad_() for x in inputs)
+        drawn = output.drawn_N1hw.detach().requires_grad_()
+        H, W = output.images_N3HW.shape[-2:]
         with synchronised(self._parallel, last):
-            verdicts = self._parallel(
-                output.images_N3HW.repeat(2, 1, 1, 1), features.repeat(2, 1, 1, 1), torch.cat((output.true_N1hw, drawn))
+            maps = self._parallel(
+                output.images_N3HW.repeat(2, 1, 1, 1),
+                [features.repeat(2, 1, 1, 1) for features in output.features],
+                torch.cat((output.true_N1hw, drawn)),
             )
-            real, fake = verdicts.chunk(2)
-            H, W = output.images_N3HW.shape[-2:]
-            sizes = output.sizes_N2, (H, W)
-            deceived = verdict_loss(fake, True, *sizes)
-            weight = self.config.adversarial * share
-            gradients = torch.autograd.grad(deceived * weight, (features, drawn), retain_graph=True)
-            loss = (verdict_loss(real, True, *sizes) + verdict_loss(fake, False, *sizes)) / 2
+            real, fake = verdict(maps, output.sizes_N2.repeat(2, 1), (H, W)).chunk(2)
+            deceived, loss = duel_loss(fake, real), duel_loss(real, fake)
+            (gradient,) = torch.autograd.grad(deceived * self.config.adversarial * share, drawn, retain_graph=True)
             (loss * share).backward()
-        metrics = {"adversarial": deceived.detach(), "discriminator": loss.detach()}
-        return Judgement(inputs, list(gradients), metrics)
+        logits = output.mask_logits_nThw
+        (gradient,) = torch.autograd.grad(output.drawn_N1hw, logits, gradient, retain_graph=True)
+        received: list[Tensor] = []
+        logits.register_hook(received.append)
+        metrics = {
+            "adversarial": deceived.detach(),
+            "discriminator": loss.detach(),
+            "discriminator_accuracy": accuracy(real, fake),
+        }
+        return Judgement(logits, gradient, metrics, received)
 
-    def step(self) -> None:
-        """Moves the discriminator along its gradients."""
+    def step(self, rate: float) -> None:
+        """Moves the discriminator along its gradients; `rate` is the model's learning rate."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.discriminator_factor * rate
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 

@@ -42,9 +42,10 @@ class TrainConfig:
     clip_norm: float = 0.1
     lr_drops: tuple[float, ...] = (4, 10)  # epochs after which the rate falls to a tenth; fractions are steps
     warmup_steps: int = 0
-    # Weight of the adversarial term, and the discriminator's own rate; without effect where its switch is off.
+    # Weight of the adversarial term, and the discriminator's share of the learning rate, whose warm-up and drops it
+    # follows; without effect where its switch is off.
     adversarial: float = 0.1
-    discriminator_rate: float = 1e-4
+    discriminator_factor: float = 1.0
     losses: LossWeights = field(default_factory=LossWeights)
     absent_boxes: bool = False  # train an empty box where an instance is absent, as released; see `Criterion`
     ema_decay: float = 0.0  # of the averaged weights that are kept; 0 keeps the plain ones

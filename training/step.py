@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mssts.model.engine import normalise
-from mssts.model.mssts_vis import MSSTSVIS
+from mssts.model.mssts_vis import MSSTSVIS, Prediction
 from mssts.training.batches import Batch
 from mssts.training.criterion import Criterion, LossWeights
-from mssts.training.discriminator import foreground
+from mssts.training.discriminator import SCALES, as_drawn, foreground
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class StepOutput:
     terms: dict[str, Tensor]
     total: Tensor
     images_N3HW: Tensor
-    features_NChw: Tensor  # of the finest scale
-    drawn_N1hw: Tensor  # probability of the foreground
+    features: list[Tensor]  # [N, C, h, w] of the encoder's finest scales
+    mask_logits_nThw: Tensor  # of the matched instances of all clips, by the last decoder layer
+    drawn_N1hw: Tensor  # the foreground
     true_N1hw: Tensor
     sizes_N2: Tensor  # valid height and width
 
@@ -41,14 +42,24 @@ class TrainingStep(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
             prediction = self.model(images, batch.sizes_B2)
         losses = self.criterion(self.model, prediction, batch.targets, normaliser)
-        h, w = prediction.shapes[0]
         B, T = images.shape[:2]
         return StepOutput(
             losses.terms,
             losses.total(self.losses),
             images.flatten(0, 1),
-            prediction.encoded_BTSC[:, :, : h * w].float().flatten(0, 1).transpose(1, 2).unflatten(2, (h, w)),
-            foreground(losses.mask_logits.sigmoid(), losses.clip_of_mask, B),
+            _maps(prediction),
+            losses.mask_logits,
+            as_drawn(foreground(losses.mask_logits.sigmoid(), losses.clip_of_mask, B)),
             foreground(losses.mask_targets, losses.clip_of_mask, B),
             batch.sizes_B2.repeat_interleave(T, 0),
         )
+
+
+def _maps(prediction: Prediction) -> list[Tensor]:
+    """The encoder's finest scales, as the discriminator sees them: fp32, and with no gradient into them."""
+    encoded_BTSC = prediction.encoded_BTSC.detach().float()
+    parts = encoded_BTSC.split([h * w for h, w in prediction.shapes], 2)
+    return [
+        part.flatten(0, 1).transpose(1, 2).unflatten(2, shape)
+        for part, shape in zip(parts[:SCALES], prediction.shapes, strict=False)
+    ]

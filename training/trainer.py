@@ -170,11 +170,14 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimiser.step()
         if adversary is not None:
-            adversary.step()
+            adversary.step(rate)
         self._average()
         # Until here nothing has made the processor wait for a GPU but the matching.
         values = torch.stack([norm.detach(), *sum_over_ranks(torch.stack(list(sums.values())))]).tolist()
         metrics = dict(zip(("grad_norm", *sums), values, strict=True))
+        if adversary is not None:
+            own, other = metrics.pop("adversarial_square"), metrics.pop("other_square")
+            metrics["adversarial_share"] = math.sqrt(own / other) if other else 0.0
         return {"loss": metrics.pop("loss"), "grad_norm": metrics.pop("grad_norm"), "learning_rate": rate, **metrics}
 
     def _backward(self, output: StepOutput, adversary: Adversary | None, last: bool) -> dict[str, Tensor]:
@@ -188,11 +191,14 @@ class Trainer:
         tensors, gradients = [output.total], [torch.full_like(loss, world_size())]
         if adversary is not None:
             judgement = adversary.judge(output, 1 / self.config.accumulate, last)
-            tensors, gradients = tensors + judgement.tensors, gradients + judgement.gradients
+            tensors.append(judgement.mask_logits)
+            gradients.append(judgement.gradient)
             share = 1 / (self.config.accumulate * world_size())
             metrics |= {name: value * share for name, value in judgement.metrics.items()}
             loss = loss + self.config.adversarial * metrics["adversarial"]
         torch.autograd.backward(tensors, gradients)
+        if adversary is not None:
+            metrics |= judgement.squares()
         return {"loss": loss, **metrics}
 
     @property

@@ -41,6 +41,9 @@ SMALL = replace(
 CONFIG = TrainConfig(
     epochs=2, batch=4, clip_frames=2, transform=ClipTransform((48,), 64), clip_norm=1e9, ema_decay=0.9, save_every=100
 )
+# The discriminator sees masks cut at a probability of 1/2, where a rounding error moves a whole pixel: over many steps,
+# losses are compared without its term, whose gradient single steps compare.
+TWENTY = {"clip_norm": 0.1, "adversarial": 0.0}
 # Of each of four clips: instances, and sizes. With two processes, the first has clips 0 and 1.
 SIZES = ((72, 88), (80, 72), (72, 80), (72, 96))
 COUNTS = {"unbalanced": (3, 1, 2, 1), "one has none": (2, 1, 0, 0), "none": (0, 0, 0, 0)}
@@ -150,7 +153,7 @@ def _jobs_of_a_group(shapes: Path, out: Path) -> dict[str, Any]:
         found[name] = step(trainer(shapes, out), collate(clips_of(counts)[share]))
     batch = collate(clips_of(COUNTS["unbalanced"])[share])
     found["accumulated"] = step(trainer(shapes, out, accumulate=2), batch)
-    found["losses"] = losses_of_twenty_steps(trainer(shapes, out, clip_norm=0.1), share)
+    found["losses"] = losses_of_twenty_steps(trainer(shapes, out, **TWENTY), share)
     found["frames"] = frames_computed(trainer(shapes, out), collate(clips_of(COUNTS["unbalanced"], SIZES)[share]))
     clips = trainer(shapes, out).clips
     own = [b.frames_BTHWC for b in batches(clips, 2, 0, 1, 0, 0, (dist.get_rank(), 2))]
@@ -191,7 +194,7 @@ def test_two_processes_compute_the_gradients_of_one(group, shapes, tmp_path, nam
 
 
 def test_two_processes_have_the_losses_of_one_over_twenty_steps(group, shapes, tmp_path):
-    alone = losses_of_twenty_steps(trainer(shapes, tmp_path, clip_norm=0.1), slice(0, 4))
+    alone = losses_of_twenty_steps(trainer(shapes, tmp_path, **TWENTY), slice(0, 4))
     assert alone[-2]["loss"] < 0.98 * alone[1]["loss"]  # of the same batch: the weights have moved
     for process in group:
         for i, (a, b) in enumerate(zip(alone, process["losses"], strict=True)):

@@ -23,7 +23,7 @@ from mssts.training.batches import batches, collate
 from mssts.training.boxes import generalised_iou, to_corners
 from mssts.training.config import TrainConfig, recipe
 from mssts.training.criterion import Criterion, LossWeights
-from mssts.training.discriminator import Discriminator, foreground, verdict_loss
+from mssts.training.discriminator import Discriminator, accuracy, as_drawn, duel_loss, foreground, verdict
 from mssts.training.matcher import MatchCosts, Target, match
 from mssts.training.metric_log import METRICS_FILE
 from mssts.training.trainer import MODEL_FILE, STATE_FILE, Trainer
@@ -161,31 +161,85 @@ def test_foreground_is_the_union_of_a_clips_masks():
     assert union[2, 0, 1, 1] == torch.tensor(0.9)
 
 
-def test_the_discriminator_learns_to_tell_true_masks_from_others():
+def squares(n: int, side: int, size: int = 16) -> torch.Tensor:
+    masks = torch.zeros(n, 1, size, size)
+    masks[:, :, 4 : 4 + side, 4 : 4 + side] = 1
+    return masks
+
+
+def test_the_discriminator_tells_masks_by_their_shape():
+    """Drawn masks are as hard as true ones; they differ by a corner."""
     torch.manual_seed(0)
     judge = Discriminator(8)
     optimiser = torch.optim.Adam(judge.parameters(), 2e-3)
-    images, features = torch.rand(4, 3, 64, 64), torch.randn(4, 8, 8, 8)
-    true = torch.zeros(4, 1, 16, 16)
-    true[:, :, 4:12, 4:12] = 1
-    drawn = torch.rand(4, 1, 16, 16)
-    sizes = torch.tensor([[64, 64]] * 4)
-    for _ in range(60):
-        verdicts = judge(images.repeat(2, 1, 1, 1), features.repeat(2, 1, 1, 1), torch.cat((true, drawn))).chunk(2)
-        loss = sum(verdict_loss(v, real, sizes, (64, 64)) for v, real in zip(verdicts, (True, False), strict=True))
+    images, features = torch.rand(4, 3, 64, 64), [torch.randn(4, 8, side, side) for side in (8, 4, 2)]
+    true, drawn = squares(4, 8), squares(4, 8)
+    drawn[:, :, 9:, 9:] = 0
+    drawn = as_drawn(drawn * 0.9)
+    sizes = torch.tensor([[64, 64]] * 4), (64, 64)
+    for _ in range(40):
+        real, fake = (verdict(judge(images, features, mask), *sizes) for mask in (true, drawn))
         optimiser.zero_grad()
-        loss.backward()
+        duel_loss(real, fake).backward()
         optimiser.step()
-    assert judge(images, features, true).mean() > 1 > -1 > judge(images, features, drawn).mean()
+    assert accuracy(real, fake) == 1
+    assert accuracy(fake, real) == 0
+    assert accuracy(real, real) == 0.5
+    assert duel_loss(real, fake) < 0.1
 
 
-def test_the_adversarial_loss_reaches_masks_and_encoder_features():
-    torch.manual_seed(0)
+def test_evidence_in_the_padding_does_not_count():
+    sizes = torch.tensor([[64, 32]])
+    maps = [torch.full((1, 1, side, side), 2.0) for side in (8, 4, 2)]
+    before = verdict(maps, sizes, (64, 64))
+    for evidence in maps:
+        evidence[..., evidence.shape[-1] // 2 :] = -9.0
+    assert torch.equal(verdict(maps, sizes, (64, 64)), before)
+    assert verdict(maps, torch.tensor([[64, 64]]), (64, 64)) < 0 < before
+
+
+def test_drawn_masks_are_hard_and_pass_the_gradient_of_soft_ones():
+    probability = torch.tensor([0.2, 0.5, 0.7], requires_grad=True)
+    drawn = as_drawn(probability)
+    assert torch.equal(drawn.detach(), torch.tensor([0.0, 0.0, 1.0]))
+    (drawn * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert torch.equal(probability.grad, torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_the_adversarial_loss_changes_masks_and_sees_features_of_three_scales(shapes, tmp_path):
+    """Its gradient is that of the loss it names, through the masks alone, beside that of the other losses."""
+    batch = next(batches(trainer(shapes, tmp_path).clips, 2, 0, 0, 0, 0))
+
+    def gradients(weight: float) -> dict[str, torch.Tensor]:
+        run = trainer(shapes, tmp_path, replace(PRESET, model=replace(SMALL, dropout=0.0)), adversarial=weight,
+                      clip_norm=1e9)  # fmt: skip
+        metrics = run.train_step(batch)
+        assert (metrics["adversarial_share"] > 0) == (weight > 0)
+        return {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
+
+    none, one, two = (gradients(weight) for weight in (0.0, 20.0, 40.0))
+    for name in ("mask_head.controller.layers.0.weight", "encoder.layers.0.linear1.weight"):
+        assert (one[name] - none[name]).norm() > 1e-5 * none[name].norm(), name
+        torch.testing.assert_close(two[name] - none[name], 2 * (one[name] - none[name]), rtol=1e-2, atol=1e-4)
+    assert torch.equal(one["class_embed.1.weight"], none["class_embed.1.weight"])
     judge = Discriminator(8)
-    features, drawn = torch.randn(1, 8, 8, 8, requires_grad=True), torch.rand(1, 1, 16, 16, requires_grad=True)
-    verdict_loss(judge(torch.rand(1, 3, 64, 64), features, drawn), True, torch.tensor([[64, 64]]), (64, 64)).backward()
-    assert features.grad is not None and features.grad.abs().min() > 0
-    assert drawn.grad is not None and drawn.grad.abs().min() > 0
+    features = [torch.randn(1, 8, side, side, requires_grad=True) for side in (8, 4, 2)]
+    verdict(judge(torch.rand(1, 3, 64, 64), features, squares(1, 8)), torch.tensor([[64, 64]]), (64, 64)).backward()
+    assert all(feature.grad is not None and feature.grad.any() for feature in features)
+
+
+def test_the_discriminator_lives_in_joint_training(shapes, tmp_path):
+    """After 200 joint steps it is above chance, and the masks get more than nothing of its gradient."""
+    run = trainer(shapes, tmp_path, epochs=200, batch=1, lr_drops=(), learning_rate=5e-4, frozen=(),
+                  backbone_factor=1.0, warmup_steps=50, ema_decay=0.0)  # fmt: skip
+    found = []
+    while len(found) < 200:
+        found += [run.train_step(batch) for batch in run._batches()]
+        run.epoch += 1
+    late = found[150:]
+    assert np.mean([metrics["discriminator_accuracy"] for metrics in late]) > 0.55
+    assert np.mean([metrics["adversarial_share"] for metrics in late]) > 0.01
+    assert np.mean([metrics["loss"] for metrics in late]) < 0.8 * np.mean([metrics["loss"] for metrics in found[:50]])
 
 
 def test_the_first_stages_of_a_backbone_can_stay_as_they_were_loaded(shapes, tmp_path):
