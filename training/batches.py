@@ -51,7 +51,7 @@ def _padded(side: int) -> int:
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
-    """Pads clips to a common size. Their masks are padded alike; boxes stay fractions of the valid size."""
+    """Pads clips to a common size. Their masks are padded the same way. Boxes stay fractions of the valid size."""
     sizes = [clip.frames_THWC.shape[1:3] for clip in clips]
     H, W = (_padded(max(side)) for side in zip(*sizes, strict=True))
     T = len(clips[0].frames_THWC)

@@ -51,7 +51,7 @@ class Region:
         server.regions.add(self.name)
 
     def close(self) -> None:
-        """Removes it; a server that has it open keeps it until it is told."""
+        """Removes it. A server that has it open keeps it until it unregisters it."""
         self._path.unlink(missing_ok=True)
 
 
