@@ -27,7 +27,7 @@ from mssts.errors import CheckFailed
 from mssts.manifest import FixedShape
 from mssts.model.deployment import deployed
 from mssts.model.engine import Engine
-from mssts.ops import definition, why_no_kernel
+from mssts.ops import reference_ops, why_no_kernel
 from mssts.runners.agreement import Agreement, match
 from mssts.runners.base import EngineOutput, Runner
 
@@ -213,7 +213,7 @@ def measure(
         with contextlib.nullcontext() if precision == "fp32" else _without_onednn():
             own = again = _torch(own_engine, case)
             if not why_no_kernel("cpu"):
-                with definition():
+                with reference_ops():
                     again = _torch(own_engine, case)
         found = runner.infer(case.frames_BTHWC, case.sizes_B2)
         tie = max(_TIE, 4 * float(np.abs(np.sort(own.scores) - np.sort(reference.scores)).max()))

@@ -65,7 +65,7 @@ def _graph(file: Path) -> dict[str, Any]:
         ) from None
     if not model.graph.node:
         raise MsstsError(f"{file}: not an ONNX file, or truncated (it has no nodes); export the model again")
-    bodies = {function.name for function in model.functions}
+    functions = {function.name for function in model.functions}
     ours = Counter(node.op_type for node in model.graph.node if node.domain == "mssts")
     weights: Counter[str] = Counter()
     for tensor in model.graph.initializer:
@@ -80,7 +80,7 @@ def _graph(file: Path) -> dict[str, Any]:
         "inputs": [_port(value) for value in model.graph.input],
         "outputs": [_port(value) for value in model.graph.output],
         "nodes": len(model.graph.node),
-        "ops": {name: {"nodes": count, "body": name in bodies} for name, count in sorted(ours.items())},
+        "ops": {name: {"nodes": count, "body": name in functions} for name, count in sorted(ours.items())},
         "kernels": _kernels(Kind.ONNX),
         "memory": {"weights_bytes": dict(sorted(weights.items()))},
         "metadata": {entry.key: entry.value for entry in model.metadata_props},

@@ -32,7 +32,7 @@ FILES = {
     "tensorrt": "libmssts_tensorrt.so",
 }
 _BUILD = "`make plugins` in a checkout builds it"
-_REBUILD = "`make plugins` in a checkout builds it anew"
+_REBUILD = "`make plugins` in a checkout rebuilds it"
 
 
 class DeformAttnCall(ctypes.Structure):

@@ -106,7 +106,7 @@ def test_a_file_that_is_not_the_manifests_is_refused(tmp_path):
         (out / name).write_bytes(whole[:-1] + b"x")
         assert f"{out / name}: not the file that manifest.json describes" in refusal(out)
         assert unchanged(out) is None
-        assert Artefact.find(out).path == out / "model.onnx"  # whoever runs it will look
+        assert Artefact.find(out).path == out / "model.onnx"  # the runner will look
         (out / name).unlink()
         assert f"{out / name}: no such file, though manifest.json beside it names it" in refusal(out)
         (out / name).write_bytes(whole)

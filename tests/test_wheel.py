@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that an environment with nothing else of ours does the main job from it."""
+"""The wheel: what it holds, and that an environment with nothing else of the project does the main job from it."""
 
 from __future__ import annotations
 

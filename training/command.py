@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-frames", type=int, metavar="T", help="frames a clip, instead of the recipe's")
     parser.add_argument(
         "--augmentation", choices=("released", "steady"),
-        help="released: colours change from frame to frame; steady: alike in a clip, and time may run backwards "
+        help="released: colours change from frame to frame; steady: constant in a clip, and time may run backwards "
         "(default: the recipe's)",
     )  # fmt: skip
     parser.add_argument("--accumulate", type=int, metavar="N", help="compute a step in N parts, for less memory")

@@ -59,9 +59,9 @@ class TrainConfig:
     def with_augmentation(self, name: str) -> TrainConfig:
         """The same with the `released` augmentation, or with our `steady` one.
 
-        In ours, all frames of a clip change their colours alike, so that appearance stays a cue over time. Time runs
-        backwards as often as forwards, and frames are drawn from a wide window without repetition, so that a clip shows
-        more motion. Sizes, crops and flips stay.
+        In ours, all frames of a clip change their colours in the same way, so that appearance stays a cue over time.
+        Time runs backwards as often as forwards, and frames are drawn from a wide window without repetition, so that a
+        clip shows more motion. Sizes, crops and flips stay.
         """
         if name == "released":
             transform = replace(self.transform, reverse=0.0, jitter=0.0, distort=True)

@@ -242,12 +242,12 @@ def measure(candidates: list[Candidate], setting: Setting, repeats: int, memory:
 def _reference(candidate: Candidate, clip_BTHWC: Any, sizes_B2: Any) -> EngineOutput:
     """The answer of PyTorch in fp32, on the references of the ops."""
     from mssts.bench.fps.engines import load
-    from mssts.ops import definition
+    from mssts.ops import reference_ops
 
     path = Path(candidate.path)
     if path.is_dir():  # of an export, or of a plan that was built of one
         path = path.with_name(path.name.rpartition(f"-{candidate.precision}")[0] + ".safetensors")
-    with definition():
+    with reference_ops():
         runner = load(replace(candidate, runner="pytorch", precision="fp32", path=str(path)), cpu_count())
         answer = runner.infer(clip_BTHWC, sizes_B2)
         runner.close()
@@ -318,9 +318,9 @@ def print_fps(report: dict[str, Any]) -> None:
         f"{'runner':16} {'switches':9} {'precision':9} {'median':>9} {'p5':>9} {'p95':>9} {'frames/s':>9} {'times':>6}"
         f" {'peak MB':>8}  kernels"
     )
-    opponent = next((row for row in report["rows"] if row["runner"] == "released"), None)
+    baseline = next((row for row in report["rows"] if row["runner"] == "released"), None)
     for row in report["rows"]:
-        times = f"{opponent['ms_median'] / row['ms_median']:.2f}" if opponent else "–"
+        times = f"{baseline['ms_median'] / row['ms_median']:.2f}" if baseline else "–"
         memory = "–" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
         kernels = row["engine"]["kernels_isa"] or ("yes" if row["engine"]["kernels"] else "none")
         print(

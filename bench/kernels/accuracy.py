@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mssts.bench.kernels.baselines import temporal_by_matmul
 from mssts.bench.kernels.cases import by_op, graph
-from mssts.bench.kernels.opponents import temporal_by_matmul
 from mssts.bench.kernels.workloads import DeformInputs, Inputs, TemporalInputs
-from mssts.ops import definition
+from mssts.ops import reference_ops
 
 # How many times PyTorch's own error an implementation may have. Two orders of summation differ by less than this; a
 # corner, a level or a border done wrongly is orders of magnitude beyond.
@@ -97,7 +97,7 @@ def _outputs(
     """Outputs of a function (the op's reference), in `dtype` or as inputs are stored."""
     if dtype is not None:
         inputs = inputs.to(dtype)
-    with definition():
+    with reference_ops():
         if direction == "forward":
             with torch.no_grad():
                 return (function(inputs),)

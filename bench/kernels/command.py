@@ -222,8 +222,8 @@ def _case_of(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _print_case(case: tuple[Any, ...], rows: list[dict[str, Any]]) -> None:
     workload, dtype, direction, threads = case
-    opponent = next(key for key in rows[0] if key.startswith("speedup_vs_")).removeprefix("speedup_vs_")
-    print(f"\n{workload} {dtype} {direction}, {threads} threads (× = times as fast as {opponent})")
+    baseline = next(key for key in rows[0] if key.startswith("speedup_vs_")).removeprefix("speedup_vs_")
+    print(f"\n{workload} {dtype} {direction}, {threads} threads (× = times as fast as {baseline})")
     print(
         f"  {'implementation':24} {'ms':>9} {'p5':>9} {'p95':>9} {'×':>7} {'GB/s':>7} {'of mem.':>7} {'of copy':>7} "
         f"{'max error':>9} {'extra MB':>8}"
@@ -234,7 +234,7 @@ def _print_case(case: tuple[Any, ...], rows: list[dict[str, Any]]) -> None:
             continue
         figures = [
             f"{row['ms_median']:9.3f} {row['ms_p5']:9.3f} {row['ms_p95']:9.3f}",
-            _cell(row[f"speedup_vs_{opponent}"], "7.2f"),
+            _cell(row[f"speedup_vs_{baseline}"], "7.2f"),
             _cell(row["gb_per_s"], "7.2f"),
             _cell(row["fraction_of_bandwidth"], "7.3f"),
             _cell(row["times_of_one_read_and_write"], "7.2f"),

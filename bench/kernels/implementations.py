@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mssts import kernels
-from mssts.bench.kernels import onnx_nodes, opponents
+from mssts.bench.kernels import baselines, onnx_nodes
 from mssts.bench.kernels.cases import Absent, Case, Prepare, Prepared, by_autograd, by_op
 from mssts.bench.kernels.workloads import DeformInputs, TemporalInputs
 from mssts.ops.choice import has_kernel, why_no_kernel
@@ -148,26 +148,26 @@ IMPLEMENTATIONS: dict[str, dict[str, Prepare]] = {
     "MSDeformAttn": {
         "mssts": _mssts,
         "mssts_c": _mssts_c,
-        "grid_sample": by_autograd(opponents.grid_sample),
-        "grid_sample_stacked": by_autograd(opponents.grid_sample_stacked),
-        "grid_sample_points_first": by_autograd(opponents.grid_sample_points_first),
+        "grid_sample": by_autograd(baselines.grid_sample),
+        "grid_sample_stacked": by_autograd(baselines.grid_sample_stacked),
+        "grid_sample_points_first": by_autograd(baselines.grid_sample_points_first),
         "onnx_function": _onnx_function,
         "onnx_kernel": _onnx_kernel,
-        "deformable_detr": opponents.deformable_detr,
-        "deformable_detr_core": opponents.deformable_detr_core,
-        "mmcv": opponents.mmcv,
-        "mmcv_core": opponents.mmcv_core,
+        "deformable_detr": baselines.deformable_detr,
+        "deformable_detr_core": baselines.deformable_detr_core,
+        "mmcv": baselines.mmcv,
+        "mmcv_core": baselines.mmcv_core,
         "copy": _copy,
     },
     "SplitTemporalAttn": {
         "mssts": _mssts,
         "mssts_c": _mssts_c,
-        "pytorch": by_autograd(opponents.temporal_by_matmul),
-        "sdpa": by_autograd(opponents.temporal_by_sdpa),
+        "pytorch": by_autograd(baselines.temporal_by_matmul),
+        "sdpa": by_autograd(baselines.temporal_by_sdpa),
         "onnx_function": _onnx_function,
         "onnx_kernel": _onnx_kernel,
         "copy": _copy,
     },
 }
 # What a user without our kernels has. Speeds are multiples of it.
-OPPONENTS = {"MSDeformAttn": "grid_sample", "SplitTemporalAttn": "pytorch"}
+BASELINES = {"MSDeformAttn": "grid_sample", "SplitTemporalAttn": "pytorch"}

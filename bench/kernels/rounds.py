@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mssts.bench.kernels.accuracy import exact_outputs
 from mssts.bench.kernels.cases import Absent, Case, Prepared
-from mssts.bench.kernels.implementations import IMPLEMENTATIONS, OPPONENTS
+from mssts.bench.kernels.implementations import BASELINES, IMPLEMENTATIONS
 from mssts.bench.kernels.workloads import Workload
 from mssts.errors import first_line
 
@@ -225,15 +225,15 @@ def _figures(case: Case, milliseconds: list[float]) -> dict[str, Any]:
 
 def _relate(rows: dict[str, dict[str, Any]], op: str) -> None:
     """Adds each time's ratios to the op's baseline and to the copy."""
-    opponent = OPPONENTS[op]
+    baseline = BASELINES[op]
 
     def median(name: str) -> float | None:
         return rows[name]["ms_median"] if name in rows else None
 
     for row in rows.values():
-        mine, theirs, copy = row["ms_median"], median(opponent), median("copy")
+        mine, theirs, copy = row["ms_median"], median(baseline), median("copy")
         is_op = row["impl"] != "copy"
-        row[f"speedup_vs_{opponent}"] = theirs / mine if is_op and mine and theirs else None
+        row[f"speedup_vs_{baseline}"] = theirs / mine if is_op and mine and theirs else None
         row["times_of_one_read_and_write"] = mine / copy if mine and copy else None
     if "copy" in rows:
         rows["copy"].update(flops=0, gflop_per_s=0.0)

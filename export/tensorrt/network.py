@@ -94,7 +94,7 @@ def check_plugins(trt: Any, layers: Sequence[Any], nodes: Sequence[str], plugins
             "was written; rebuild the plugin library for this TensorRT (`make plugins`) or pass --no-plugins"
         )
     if len(found) != len(nodes):
-        raise CheckFailed(f"the network has {len(found)} plugins for {len(nodes)} nodes of ours; nothing was written")
+        raise CheckFailed(f"the network has {len(found)} plugins for {len(nodes)} of our nodes; nothing was written")
 
 
 def _leads_to(layer: Any, node: str) -> bool:

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("released", type=Path, help="released.pth; read as data, never run")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="checkpoint to write (.safetensors)")
-    parser.add_argument("--preset", metavar="NAME", help="the preset it must fit (default: told by its backbone)")
+    parser.add_argument("--preset", metavar="NAME", help="the preset it must fit (default: chosen by its backbone)")
     parser.add_argument(
         "--classes", choices=("youtube_vis_2019", "youtube_vis_2021"), default="youtube_vis_2019",
         help="what it was trained on, for the names of its classes, which it does not tell (default %(default)s)",
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     categories = released_categories(model.classes, names)
     save_checkpoint(arguments.out, released.weights, released.preset, categories)
     print(
-        f"wrote {arguments.out}: {released.preset.name} without additions, {model.encoder_layers} + "
+        f"wrote {arguments.out}: {released.preset.name} with all switches off, {model.encoder_layers} + "
         f"{model.decoder_layers} layers, {model.queries} queries, {model.classes} classes"
         + ("" if categories[0].name.startswith("unused") else " (names unknown: class_0, class_1, …)")
     )

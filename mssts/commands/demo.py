@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         source_path = arguments.video
         _say(1, f"your video {source_path}")
-    source = open_source(source_path)  # before the long steps, so that a wrong path is told at once
+    source = open_source(source_path)  # before the long steps, so that a wrong path fails at once
 
     _say(2, "checkpoint → ONNX, checked against PyTorch")
     _mssts("export", os.path.relpath(arguments.checkpoint), "--out", engine, "--reuse")

@@ -19,7 +19,7 @@ from mssts.machine import cpu_count, gpus
 
 HELP = "this machine: versions, which kernels and engines work, and why not the others"
 
-_REBUILD = "`make plugins` in a checkout builds it anew"
+_REBUILD = "`make plugins` in a checkout rebuilds it"
 _WIDTH = 24  # of the names
 
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints what was found. Nothing that is missing is an error."""
     engines = {entry.name: entry for entry in _engines()}
-    doors = _doors(engines)
+    bindings = _bindings(engines)
     found_gpus, gpu_reason = gpus()
     folder = kernels.folder()
     found = {
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         **provenance.provenance(),
         "gpus": found_gpus,
         "library_folder": None if folder is None else str(folder),
-        "kernels": {door.name: asdict(door) for door in doors},
+        "kernels": {binding.name: asdict(binding) for binding in bindings},
         "engines": {name: asdict(entry) for name, entry in engines.items()},
     }
     if arguments.json is not None:
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     _print_line("GPU", "; ".join(_gpu_text(gpu) for gpu in found_gpus) or gpu_reason)
     _print_line("Packages", ", ".join(f"{name} {version}" for name, version in found["versions"].items()) or "none")
     print("\nKernels: what computes the two ops in each runtime")
-    for door in doors:
-        _print_entry(door)
+    for binding in bindings:
+        _print_entry(binding)
     print("\nEngines that can run here")
     for entry in engines.values():
         _print_entry(entry)
@@ -132,7 +132,7 @@ def _imported(module: str, name: str, install: str) -> tuple[Any, str]:
 # --------------------------------------------------------------------------------------------------------- kernels
 
 
-def _doors(engines: dict[str, Entry]) -> list[Entry]:
+def _bindings(engines: dict[str, Entry]) -> list[Entry]:
     # PyTorch is imported by now, if it is there: kernels share its threads.
     return [
         _pytorch_cpu(engines["PyTorch"]),

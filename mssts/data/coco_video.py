@@ -29,7 +29,7 @@ def read_coco_video(path: Path | str, images: Path | str | None = None) -> Video
 
     Returns:
         Videos in the order of `videos`, else of their first image, their frames in the order of `frame_id`. Tracks in
-        the order of their first annotation, numbered from 1: an `instance_id` may count anew in each video.
+        the order of their first annotation, numbered from 1: an `instance_id` may start from 1 again in each video.
 
     Raises:
         MsstsError: the file cannot be read or breaks the format; the message names the file and the field.

@@ -1,6 +1,6 @@
 """Pseudo clips: an image becomes a clip as if a hand-held camera had filmed it.
 
-Each frame but one is the image turned, cropped in perspective and shifted anew, so that objects move, and leave and
+Each frame but one is the image turned, cropped in perspective and shifted, so that objects move, and leave and
 enter, with exact masks. Letters: N instances, T frames, H and W of the frames.
 """
 

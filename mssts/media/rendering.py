@@ -22,7 +22,7 @@ from mssts.files import atomic_path
 Colour = tuple[int, int, int]
 _Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2, the last two exclusive
 
-# The colours that Okabe and Ito chose to be told apart with any kind of colour vision, brightest contrasts first.
+# The colours that Okabe and Ito chose to be distinguishable with any kind of colour vision, brightest contrasts first.
 _FIRST_COLOURS = (
     (230, 159, 0),
     (86, 180, 233),

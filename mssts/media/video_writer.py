@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from mssts.errors import MsstsError
 from mssts.files import atomic_path, reason
 
-_BT709 = 1  # the code of BT.709 for primaries, transfer and matrix alike (ITU-T H.273)
+_BT709 = 1  # the code of BT.709 for primaries, transfer and matrix (ITU-T H.273)
 _OPTIONS = {"crf": "20", "preset": "veryfast"}
 _TICKS = 1000  # of the clock, a frame at the constant rate
 _ROUNDING_SECONDS = 0.0006  # of the times that Matroska and FLV store, in milliseconds

@@ -19,7 +19,7 @@ _definition_only = False
 
 
 @contextmanager
-def definition() -> Iterator[None]:
+def reference_ops() -> Iterator[None]:
     """Runs the ops by their PyTorch references inside the block.
 
     It holds for the whole process. An op that ran outside keeps its kernel in the backward pass.

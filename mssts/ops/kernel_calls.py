@@ -51,7 +51,7 @@ def _run(device: torch.device, name: str, call: ctypes.Structure) -> None:
         if status == kernels.NO_MEMORY:
             raise torch.OutOfMemoryError(f"mssts: {name} on {device}: {reason}")
         if status == kernels.UNSUPPORTED:
-            reason += "; within `mssts.ops.definition()` PyTorch computes it without kernels"
+            reason += "; within `mssts.ops.reference_ops()` PyTorch computes it without kernels"
         raise KernelError(f"mssts: {name} on {device}: {reason}")
 
 

@@ -103,7 +103,7 @@ def _refuse_second_derivative(op: str) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
             f"mssts::{op} has no second derivative; "
-            "to differentiate twice, compute the op within `mssts.ops.definition()`"
+            "to differentiate twice, compute the op within `mssts.ops.reference_ops()`"
         )
 
     return backward

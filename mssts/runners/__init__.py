@@ -198,7 +198,7 @@ def best_precision() -> tuple[str, str]:
     if importlib.util.find_spec("openvino") is None:
         return "fp32", "OpenVINO, which runs bf16 on a processor, is not installed"
     if library("openvino").reason:
-        return "fp32", f"OpenVINO has no kernels of ours: {library('openvino').reason}"
+        return "fp32", f"OpenVINO cannot use our kernels: {library('openvino').reason}"
     from mssts.runners.openvino_runner import has_bf16
 
     if not has_bf16():

@@ -109,7 +109,7 @@ class OnnxRuntimeRunner(Runner):
         created = [line.split() for line in handle.mssts_onnxruntime_created().decode().splitlines()]
         names = tuple(sorted({name for name, _, _ in created}))
         isa = handle.mssts_cpu_isa().decode() if any(device == "cpu" for _, device, _ in created) else ""
-        return session, _Kernels(names, isa, "" if names else "the file has no nodes of ours")
+        return session, _Kernels(names, isa, "" if names else "the file has none of our nodes")
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = session_options(self._threads)
@@ -187,7 +187,7 @@ def _handle(library: Path) -> ctypes.CDLL:
     handle = ctypes.CDLL(str(library))
     found = handle.mssts_abi_version()
     if found != built.ABI_VERSION:
-        raise OSError(f"has ABI {found}, this package wants {built.ABI_VERSION}; `make plugins` builds it anew")
+        raise OSError(f"has ABI {found}, this package wants {built.ABI_VERSION}; `make plugins` rebuilds it")
     handle.mssts_onnxruntime_created.restype = ctypes.c_char_p
     handle.mssts_cpu_isa.restype = ctypes.c_char_p
     return handle

@@ -113,7 +113,7 @@ class OpenVinoRunner(Runner):
         if shape not in self._requests:
             while len(self._requests) >= _KEPT_SHAPES:
                 self._requests.popitem(last=False)
-            # Read anew: a model that is kept would hold all weights a second time.
+            # Read again: a model that is kept would hold all weights a second time.
             model = self._read()
             model.reshape({contract.FRAMES.name: list(shape), contract.SIZES.name: [shape[0], 2]})
             return_freed_memory()

@@ -52,7 +52,7 @@ def resize_bilinear(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     The filter is a triangle, which widens as far as the image shrinks. Rows come first, then columns, each rounded to
     uint8. (From version 13 on, Pillow takes columns first where the height shrinks much more than the width. That
-    does not occur here, where both shrink alike.)
+    does not occur here, where both shrink equally.)
     """
     for axis in (1, 0):
         if image_HWC.shape[axis] != size[axis]:

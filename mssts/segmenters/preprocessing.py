@@ -24,7 +24,7 @@ def decode_frames(encoded: Sequence[bytes], limits: Limits = LIMITS) -> np.ndarr
     """Decodes the frames of one clip, each a JPEG or PNG, into RGB uint8 [T, H, W, 3].
 
     All headers are read and the limits checked before any pixel is decoded, so a decompression bomb costs nothing.
-    Damage inside a JPEG that leaves its structure whole cannot be told from an image, and is decoded.
+    Damage inside a JPEG that leaves its structure whole cannot be distinguished from an image, and is decoded.
 
     Raises:
         MsstsError: no frame, a corrupt or truncated one, frames of differing sizes, or a clip over `limits`;
@@ -102,7 +102,7 @@ def input_size(height: int, width: int, rule: InputRule, shape: FixedShape | Non
     They are no larger than those of `shape`, if the engine takes that one only. The aspect ratio changes by what the
     rounding takes, which the postprocessing undoes.
     """
-    # In whole numbers, so that every machine rounds alike.
+    # In whole numbers, so that every machine rounds in the same way.
     scale = min(Fraction(rule.short_edge, min(height, width)), Fraction(rule.long_edge, max(height, width)))
     most_height, most_width = (sys.maxsize, sys.maxsize) if shape is None else (shape.height, shape.width)
     scale = min(scale, Fraction(most_height, height), Fraction(most_width, width))

@@ -3,7 +3,7 @@
 `mssts.segmenters.triton` talks to it.
 """
 
-LOOPBACK = "127.0.0.1"  # where a server listens unless it is told to be reached from elsewhere
+LOOPBACK = "127.0.0.1"  # where a server listens unless `--host` says otherwise
 # Values of `mssts serve --warm` beside a shape.
 USUAL = "usual"  # the shape that most clips will have
 NONE = "none"

@@ -27,7 +27,7 @@ class _Stage:
 
 
 # The engine's outputs and the results share names (scores, labels, boxes) but not meanings, so inside the ensemble the
-# engine's are told apart.
+# engine's have a prefix.
 _FROM_ENGINE = {spec.name: f"engine_{spec.name}" for spec in contract.ENGINE_OUTPUTS}
 
 _STAGES = {

@@ -77,7 +77,7 @@ def command_line(pid: int) -> list[str]:
 
 
 def stubs_of(server: int) -> dict[int, str]:
-    """The ids of the processes that run models for a tritonserver, with the model's name where it can be told."""
+    """The ids of the processes that run models for a tritonserver, with the model's name where it is known."""
     found = {}
     for one in _all():
         if one.parent == server and one.is_stub:

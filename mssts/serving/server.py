@@ -43,7 +43,7 @@ if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
 
-# These let a client read or write outside its own request: memory, files, settings. Nobody is told the key.
+# These let a client read or write outside its own request: memory, files, settings. The key is given to nobody.
 _CLOSED = ("model-repository", "trace", "logging")
 _SHARED_MEMORY = "shared-memory"
 

@@ -12,7 +12,7 @@ constexpr int64_t kTasksAThread = 4;
 template <int kVectors>
 MSSTS_INLINE void sample_slice(const PointTable& table, const Points& points, const float* slice, int64_t row,
                                Vec (&out)[kVectors]) {
-  // Additions wait for one another: four chains of them for few vectors, two for many.
+  // Sums wait for one another: four chains of them for few vectors, two for many.
   constexpr int kChains = kVectors <= 2 ? 4 : 2;
   Vec sums[kChains][kVectors] = {};
   int64_t j = 0;

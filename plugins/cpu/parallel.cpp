@@ -22,7 +22,7 @@ thread_local bool in_task = false;
 // Set in the child of a fork: neither the OpenMP runtime's threads nor our own came along.
 std::atomic<bool> forked{false};
 
-// The tasks of one call, taken one by one by whoever comes.
+// The tasks of one call, taken one by one by any free thread.
 struct Work {
   int64_t tasks;
   Task task;

@@ -1,5 +1,5 @@
 // The backward kernels of MSDeformAttn. An item is one head of one query; a warp's items are neighbouring heads, whose
-// additions to grad_value never meet, then neighbouring queries.
+// updates of grad_value never meet, then neighbouring queries.
 #ifndef MSSTS_CUDA_DEFORM_ATTN_BACKWARD_CUH
 #define MSSTS_CUDA_DEFORM_ATTN_BACKWARD_CUH
 
@@ -91,7 +91,7 @@ __device__ __forceinline__ void add_fixed(unsigned long long* to, unsigned char*
 
 // G lanes share an item, each V channels at a time; V > 1 wants everything aligned and D a multiple of V. A round is G
 // points: each lane prepares one, all lanes take the points in turn (dot products of grad_out with the corners' tokens;
-// additions to grad_value), each lane finishes its point.
+// updates of grad_value), each lane finishes its point.
 template <typename T, int V, int G>
 __global__ void __launch_bounds__(256) deform_backward(const DeformArguments call, const DeformGradients gradients) {
   constexpr int kItems = 32 / G;

@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArgu
   }
   if (__ballot_sync(kWarp, !finite) != 0) {
     __syncwarp();
-    // What it needs is computed anew: kept, it would take registers of the loop above.
+    // What it needs is computed again: kept, it would take registers of the loop above.
     const WarpItems again = items_of_warp(call, kItems);
     const unsigned query = again.first + lane / 4;
     if (query >= call.queries) return;

@@ -194,7 +194,7 @@ def count(code: list[Instruction], launch: Launch) -> tuple[int, int]:
     # The innermost, and of those the one with most loads.
     innermost = [a for a in with_loads if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in with_loads)]
     if launch.backward and not launch.stock:
-        # The loop over channels, with the additions to grad_value.
+        # The loop over channels, with the updates of grad_value.
         innermost = [a for a in innermost if loads(a, "RED") > 0] or innermost
     if not innermost:
         raise ReportError("no loop with the loads of tokens")

@@ -19,7 +19,7 @@ namespace mssts::ort {
 constexpr uint32_t kApiVersion = 21;
 static_assert(ORT_API_VERSION >= kApiVersion, "the headers of ONNX Runtime 1.21 or newer are needed");
 
-// A failed call of the API, which carries its status, or a failure of ours, which carries only a message.
+// A failed call of the API, which carries its status, or our own failure, which carries only a message.
 class Failure : public std::exception {
  public:
   explicit Failure(OrtStatus* status) : status_(status) {}

@@ -1,4 +1,4 @@
-"""`mssts bench fps`: the opponent computes what we compute, wrong engines are refused, the figures are complete."""
+"""`mssts bench fps`: the baseline computes what we compute, wrong engines are refused, the figures are complete."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from mssts.bench.kernels import implementations as kernel_implementations
 from mssts.bench.kernels import workloads
 from mssts.bench.kernels.accuracy import exact_outputs
 from mssts.bench.kernels.bandwidth import measure_bandwidth
+from mssts.bench.kernels.baselines import grid_sample, grid_sample_points_first, grid_sample_stacked
 from mssts.bench.kernels.cases import DTYPES, by_autograd, by_op
 from mssts.bench.kernels.memory import peak_extra_memory
-from mssts.bench.kernels.opponents import grid_sample, grid_sample_points_first, grid_sample_stacked
 from mssts.cli import main
 from mssts.model.config import preset
 
@@ -64,15 +64,15 @@ def test_rows_are_whole_and_nothing_is_dropped(tmp_path, capsys):
         assert row["threads"] == 1
         assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["ms_median"] / 1e6)
     # Each implementation has a row or a reason, in each of the four cases.
-    told = {(e["workload"], e["direction"], e["impl"]) for e in rows + report["absent"]}
+    listed = {(e["workload"], e["direction"], e["impl"]) for e in rows + report["absent"]}
     expected = {
         (name, direction, impl)
         for name, op in ((TINY_DECODER, "MSDeformAttn"), (TINY_TEMPORAL, "SplitTemporalAttn"))
         for direction in ("forward", "backward")
         for impl in kernel_implementations.IMPLEMENTATIONS[op]
     }
-    assert told == expected
-    assert len(told) == len(rows) + len(report["absent"])
+    assert listed == expected
+    assert len(listed) == len(rows) + len(report["absent"])
     assert all(entry["reason"] for entry in report["absent"])
     by_name = {row["impl"]: row for row in rows if row["workload"] == TINY_DECODER and row["direction"] == "forward"}
     assert by_name["grid_sample"]["speedup_vs_grid_sample"] == 1
@@ -126,7 +126,7 @@ def test_one_that_computes_wrongly_is_refused(tmp_path, capsys, monkeypatch, fun
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("workload", [TINY, TINY_DECODER])
-def test_the_opponents_compute_the_op(workload, direction, dtype):
+def test_the_baselines_compute_the_op(workload, direction, dtype):
     inputs = workloads.WORKLOADS[workload].make(DTYPES[dtype], "cpu", seed=3)
     exact = exact_outputs(inputs, direction)
     for function in (grid_sample, grid_sample_stacked, grid_sample_points_first):

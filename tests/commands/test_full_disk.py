@@ -31,7 +31,7 @@ def run_on_small_disk(disk: Path, kibibytes: int, *arguments: object) -> tuple[i
     )
     if done.returncode == 99 or "unshare" in done.stderr:
         pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
-    # A progress bar is not shown where stderr is a file, and warnings of libraries are not errors of ours.
+    # A progress bar is not shown where stderr is a file, and warnings of libraries are not our errors.
     return done.returncode, Path(f"{disk}.err").read_text().splitlines(), done.stdout.split()
 
 

@@ -96,7 +96,7 @@ def test_a_variable_that_names_no_folder_is_pointed_out(libraries, monkeypatch):
 def test_a_broken_library_is_a_reason_not_a_crash(libraries):
     (libraries / "libmssts_cpu.so").write_bytes(b"\x7fELF, but not really")
     found = library("cpu")
-    assert found.reason.startswith("cannot be loaded (") and found.reason.endswith("builds it anew")
+    assert found.reason.startswith("cannot be loaded (") and found.reason.endswith("rebuilds it")
     assert found.path == libraries / "libmssts_cpu.so"
 
 
@@ -104,7 +104,7 @@ def test_a_broken_library_is_a_reason_not_a_crash(libraries):
 def test_a_library_of_another_abi_is_not_used(libraries):
     compile_library(libraries / "libmssts_cpu.so", stub("cpu", mssts_abi_version="99"))
     assert library("cpu").reason == (
-        f"has ABI 99, this package wants {kernels.ABI_VERSION}; `make plugins` in a checkout builds it anew"
+        f"has ABI 99, this package wants {kernels.ABI_VERSION}; `make plugins` in a checkout rebuilds it"
     )
     assert library("cpu").handle is None
 
@@ -206,24 +206,24 @@ def test_a_broken_library_of_onnx_runtimes_is_told(libraries, reported):
     (libraries / "libmssts_onnxruntime.so").write_bytes(b"no library")
     entry = reported()[0]["kernels"]["ONNX Runtime, CPU"]
     assert not entry["active"]
-    assert "cannot be loaded (" in entry["detail"] and "builds it anew" in entry["detail"]
+    assert "cannot be loaded (" in entry["detail"] and "rebuilds it" in entry["detail"]
 
 
 @pytest.mark.parametrize(
-    ("script", "gpus", "told"),
+    ("script", "gpus", "expected"),
     [
         ("echo 'NVIDIA H200, 143771 MiB, 570.1, 9.0'", ["NVIDIA H200"], "H200, 143771 MiB, compute capability 9.0"),
         ("echo 'driver is not loaded'; exit 9", [], "none found (nvidia-smi: driver is not loaded)"),
     ],
 )
-def test_gpus_are_those_that_the_driver_lists(libraries, reported, tmp_path, monkeypatch, script, gpus, told):
+def test_gpus_are_those_that_the_driver_lists(libraries, reported, tmp_path, monkeypatch, script, gpus, expected):
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found, printed = reported()
     assert [gpu["name"] for gpu in found["gpus"]] == gpus
-    assert told in printed
+    assert expected in printed
 
 
 def test_a_file_that_cannot_be_written_is_one_line(libraries, reported, tmp_path):

@@ -29,11 +29,11 @@ MSSTS_EXPORT void mssts_emulation_order(int64_t seed) {
 
 // The launches since the last call of this function, a line each: kernel, grid, block, bytes of dynamic shared memory.
 MSSTS_EXPORT const char* mssts_emulation_launches() {
-  static std::string told;
+  static std::string written;
   const std::lock_guard<std::mutex> lock(one_launch);
-  told.swap(launches);
+  written.swap(launches);
   launches.clear();
-  return told.c_str();
+  return written.c_str();
 }
 
 cudaError_t cudaPeekAtLastError() { return last_error; }

@@ -39,7 +39,7 @@ std::string text(unsigned mask) {
 }
 
 // What a GPU reports as an illegal memory access: a signal while a thread of the grid runs. The handler stays on a
-// stack of its own until it changes to the scheduler's, so that a thread that used up its stack can be told of too.
+// stack of its own until it changes to the scheduler's, so that a thread that used up its stack can be reported too.
 class FaultHandler {
  public:
   FaultHandler() {
@@ -347,14 +347,14 @@ std::string Scheduler::describe(size_t index) const {
 std::string Scheduler::stuck() const {
   // One thread for each operation that threads wait in.
   std::string reason = "no thread can go on";
-  std::vector<const Request*> told;
-  for (size_t i = 0; i < count_ && told.size() < 4; ++i) {
+  std::vector<const Request*> reported;
+  for (size_t i = 0; i < count_ && reported.size() < 4; ++i) {
     if (threads_[i]->state != State::kWaiting) continue;
     const Request* request = threads_[i]->request;
     bool known = false;
-    for (const Request* one : told) known = known || (same(one->site, request->site) && one->mask == request->mask);
+    for (const Request* one : reported) known = known || (same(one->site, request->site) && one->mask == request->mask);
     if (known) continue;
-    told.push_back(request);
+    reported.push_back(request);
     reason += "; " + describe(i);
   }
   return reason;

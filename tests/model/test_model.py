@@ -160,7 +160,7 @@ def test_an_awake_addition_lets_frames_see_one_another(addition):
 
     def moved(switches: Switches) -> float:
         model = build(replace(SMALL, switches=switches, decoder_layers=2))
-        # Frame 0's box queries, before instance features feed back into nothing of theirs.
+        # Frame 0's box queries, before instance features feed back into them.
         return float(
             (model(frames, size).layers[1].boxes_BTQ4 - model(other, size).layers[1].boxes_BTQ4)[:, 0].abs().max()
         )

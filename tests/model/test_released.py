@@ -95,9 +95,9 @@ def test_a_released_checkpoint_becomes_ours(tmp_path, capsys, zipped):
     path = tmp_path / "released.pth"
     torch.save({"model": weights, **training}, path, _use_new_zipfile_serialization=zipped)
     run_convert(path, "--out", tmp_path / "ours.safetensors")
-    told = capsys.readouterr().out
-    assert "mssts_r50 without additions, 6 + 6 layers, 300 queries, 42 classes" in told
-    assert "  detr.transformer.decoder.layers.*.temp_attn_box.qkv.weight ×6\n" in told
+    printed = capsys.readouterr().out
+    assert "mssts_r50 with all switches off, 6 + 6 layers, 300 queries, 42 classes" in printed
+    assert "  detr.transformer.decoder.layers.*.temp_attn_box.qkv.weight ×6\n" in printed
 
     loaded = load_checkpoint(tmp_path / "ours.safetensors")
     assert loaded.preset.model == replace(mssts_r50().model, switches=BASELINE)
@@ -133,7 +133,7 @@ def test_labels_of_released_models_are_category_ids():
 
 
 def test_other_numbers_of_layers_and_classes_are_read_from_the_file(tmp_path, capsys):
-    """`main.py` builds three layers each unless told otherwise."""
+    """`main.py` builds three layers each unless an option says otherwise."""
     later = re.compile(r".*(encoder|decoder)\.layers\.[345]\..*|.*(class|bbox)_embed\.[345]\..*")
     fewer = {name: x for name, x in released_model().items() if not later.fullmatch(name)}
     for i in range(3):

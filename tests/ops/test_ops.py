@@ -19,7 +19,7 @@ from support.deformable import SHAPES, deformable_by_loops, deformable_inputs
 
 from mssts.export.options import OPSET
 from mssts.kernels import library
-from mssts.ops import definition, ms_deform_attn, split_temporal_attn
+from mssts.ops import ms_deform_attn, reference_ops, split_temporal_attn
 from mssts.ops.exporting import DOMAIN, PLUGIN_ATTRIBUTES
 from mssts.ops.function_bodies import DOMAIN_VERSION, function_bodies
 
@@ -28,7 +28,7 @@ from mssts.ops.function_bodies import DOMAIN_VERSION, function_bodies
 def either(request: pytest.FixtureRequest) -> Iterator[None]:
     """The test runs twice: with the ops' definitions and with the kernels."""
     if request.param == "definition":
-        with definition():
+        with reference_ops():
             yield
     elif reason := library("cpu").reason:
         pytest.skip(f"the CPU kernels: {reason}")

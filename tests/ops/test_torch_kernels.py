@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mssts.kernels import library
 from mssts.model.config import tiny
-from mssts.ops import definition, split_temporal_attn
+from mssts.ops import reference_ops, split_temporal_attn
 from mssts.ops.choice import has_kernel
 
 pytestmark = pytest.mark.skipif(bool(library("cpu").reason), reason=f"the CPU kernels: {library('cpu').reason}")
@@ -23,7 +23,7 @@ def test_the_kernel_is_what_runs(make):
     leaves, op = make()
     assert has_kernel(leaves[0])
     assert "mssts" in op(leaves[0].requires_grad_(), *leaves[1:]).grad_fn.name()
-    with definition():
+    with reference_ops():
         assert not has_kernel(leaves[0])
         assert "mssts" not in op(*leaves).grad_fn.name()
 
@@ -44,7 +44,7 @@ def test_gradients_of_temporal_attention_are_the_derivatives():
 def test_kernels_err_no_more_than_definitions(make, dtype):
     leaves, op = make(dtype)
     found = gradients(op, leaves)
-    with definition():
+    with reference_ops():
         by_definition = gradients(op, leaves)
         exact = gradients(op, [leaf.double() for leaf in leaves])
     for ours, theirs, truth, leaf in zip(found, by_definition, exact, [leaves[0], *leaves], strict=True):
@@ -85,7 +85,7 @@ def test_chunks_of_one_projection_are_read_in_place():
     query, key, value = tokens.chunk(3, -1)
     out = split_temporal_attn(query, key, value, heads=3)
     (grad,) = torch.autograd.grad(out.square().sum(), tokens)
-    with definition():
+    with reference_ops():
         expected = split_temporal_attn(query, key, value, heads=3)
         (expected_grad,) = torch.autograd.grad(expected.square().sum(), tokens)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
@@ -124,7 +124,7 @@ def test_no_locations_give_nothing():
 def test_long_sequences():
     leaves, op = temporal(T=40, U=80)
     found = gradients(op, leaves)
-    with definition():
+    with reference_ops():
         for ours, theirs in zip(found, gradients(op, leaves), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
@@ -160,7 +160,7 @@ def test_autocast_runs_the_kernels_in_sixteen_bits():
     model.encoder.layers[0].deformable.register_forward_hook(lambda *args: attended.append(args[-1]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = model(clip, size).encoded_BTSC
-        with definition():
+        with reference_ops():
             expected = model(clip, size).encoded_BTSC
     assert attended[0].dtype == torch.bfloat16
     # The same storage and the same rounding: what differs is the order of sums, which may tip a rounding over.

@@ -14,7 +14,7 @@ from mssts.kernels import library
 from mssts.manifest import Category
 from mssts.model.checkpoint import save_checkpoint
 from mssts.model.config import BASELINE, Switches, tiny
-from mssts.ops import definition, ms_deform_attn, split_temporal_attn
+from mssts.ops import ms_deform_attn, reference_ops, split_temporal_attn
 from mssts.runners.torch_runner import TorchRunner
 
 pytestmark = pytest.mark.skipif(bool(library("cpu").reason), reason=f"the CPU kernels: {library('cpu').reason}")
@@ -35,7 +35,7 @@ def test_the_model_is_the_same_with_kernels(frames):
         return *[out.detach() for out in outputs], *[g.clone() for g in grads]
 
     found = run()
-    with definition():
+    with reference_ops():
         expected = run()
     assert len(found) == len(expected)
     largest = max(float(g.abs().max()) for g in expected[3:])
@@ -50,7 +50,7 @@ def test_the_model_in_fp32_errs_no_more_than_with_definitions():
     clip, size = images(1, 3, 64, 96), sizes((64, 96))
     with torch.no_grad():
         found = model(clip, size)
-        with definition():
+        with reference_ops():
             plain = model(clip, size)
             exact = model.double()(clip.double(), size)
     for ours, theirs, truth in (
@@ -62,7 +62,7 @@ def test_the_model_in_fp32_errs_no_more_than_with_definitions():
         assert error <= 2 * allowed
 
 
-@pytest.mark.parametrize("switches", [Switches(), BASELINE], ids=["all additions", "baseline"])
+@pytest.mark.parametrize("switches", [Switches(), BASELINE], ids=["all switches", "baseline"])
 def test_the_runner_tells_its_kernels(tmp_path, monkeypatch, switches):
     preset = replace(tiny(), model=replace(tiny().model, switches=switches, classes=1))
     weights = build(preset.model).state_dict()
@@ -86,7 +86,7 @@ class TestOnAGpu:
     def test_values_and_gradients(self, make, dtype):
         leaves, op = self.on_gpu(make, dtype)
         found = [x.cpu() for x in gradients(op, leaves)]
-        with definition():
+        with reference_ops():
             theirs = [x.cpu() for x in gradients(op, leaves)]
             cpu_leaves, cpu_op = make(dtype)
             exact = gradients(cpu_op, [leaf.double() for leaf in cpu_leaves])

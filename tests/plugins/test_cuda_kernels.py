@@ -285,10 +285,10 @@ def test_the_environment_does_without_tensor_cores(emulation: Path, path: str) -
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MSSTS_CUDA_PATH": path}
     command = [sys.executable, "-c", script, str(emulation / "libmssts_cuda_emulated.so")]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert told.startswith("0 ")
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("0 ")
     # The tensor kernel's shared memory: the level, and 1 KiB for each of 8 warps.
-    assert ("shared 8208" in told) == (path == ""), told
+    assert ("shared 8208" in output) == (path == ""), output
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])

@@ -79,8 +79,8 @@ def one_node(op_type, infos, stored, outer, rank, attributes) -> bytes:
         [helper.make_tensor_value_info("out", outer, [None] * rank)],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    bodies = function_bodies(OPSET)
-    return helper.make_model(graph, functions=bodies, opset_imports=opsets, ir_version=10).SerializeToString()
+    functions = function_bodies(OPSET)
+    return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
 def session_of(model: bytes, library: Path | None, threads: int = 1, profile: Path | None = None):
@@ -300,9 +300,9 @@ def test_an_engine_on_kernels_is_the_model(library, engine):
     report = measure(Engine(model, small().top_k), runner, [Case("padded", frames, sizes)])
     assert report.failures() == []
 
-    # And the same as on the bodies, which are within the same bound of the model (tests/export/test_export.py).
-    bodies = OnnxRuntimeRunner(path, kernels=False)
-    one, other = runner.infer(frames, sizes), bodies.infer(frames, sizes)
+    # And the same as on the function bodies, within the same bound of the model (tests/export/test_export.py).
+    inlined = OnnxRuntimeRunner(path, kernels=False)
+    one, other = runner.infer(frames, sizes), inlined.infer(frames, sizes)
     np.testing.assert_array_equal(one.labels, other.labels)
     for spec in contract.ENGINE_OUTPUTS:
         if spec.dtype == "float32":

@@ -14,7 +14,7 @@ from support.deformable import deformable_by_loops, deformable_inputs
 from support.tensorrt_driver import Built, Driver, Reply, compile_for_gpu
 
 from mssts import kernels
-from mssts.ops import definition, split_temporal_attn
+from mssts.ops import reference_ops, split_temporal_attn
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Error of the 16-bit kernels beyond the rounding of the result: none, as arithmetic is in fp32.
@@ -94,7 +94,7 @@ def test_enqueue_computes_temporal_attention(running, tmp_path, dtype, frames, k
     running("create", "SplitTemporalAttn", "runtime", "heads:int32:2")
     running("clone")  # an engine runs clones
     out = enqueue(running, tmp_path, [query, key, value], (2, frames, 6, 32))
-    with definition():
+    with reference_ops():
         expected = split_temporal_attn(query.double(), key.double(), value.double(), 2)
     assert (out - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max() + 2e-6
 

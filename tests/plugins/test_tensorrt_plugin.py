@@ -103,7 +103,7 @@ def test_loaded_before_everything_it_brings_tensorrt_along(built, tmp_path):
 
 
 def test_it_leaves_another_major_version_alone(built, start, tmp_path):
-    """A stand-in for the other version, whose registry would crash whoever called it."""
+    """A stand-in for the other version, whose registry would crash its caller."""
     other = built.major + 1
     source = tmp_path / "other.cpp"
     functions = f"int getInferLibMajorVersion() {{ return {other}; }} void* getPluginRegistry() {{ return (void*)8; }}"
@@ -118,7 +118,7 @@ def test_it_leaves_another_major_version_alone(built, start, tmp_path):
     assert f"built for TensorRT {built.major}, but this process runs TensorRT {other} ({name})" in driver.close()
 
 
-def test_it_depends_on_no_libnvinfer_and_exports_only_its_door(built):
+def test_it_depends_on_no_libnvinfer_and_exports_only_its_entry_point(built):
     """A dependency on one libnvinfer would shut the lean and the dispatch runtime out."""
     if shutil.which("nm") is None or shutil.which("readelf") is None:
         pytest.skip("no binutils")

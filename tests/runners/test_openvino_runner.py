@@ -93,15 +93,15 @@ def test_bf16_is_nearly_the_same(engine, file):
     [
         (True, "", "bf16", "has instructions"),
         (False, "", "fp32", "no instructions"),
-        (True, "off", "fp32", "of ours: off"),
+        (True, "off", "fp32", "our kernels: off"),
     ],
 )
 def test_the_best_precision_is_what_the_machine_has(monkeypatch, able, reason, expected, why):
     monkeypatch.setattr("mssts.runners.library", lambda name: Library(name, None, reason))
     monkeypatch.setattr("mssts.runners.openvino_runner.has_bf16", lambda: able)
-    precision, told = best_precision()
+    precision, reason = best_precision()
     assert precision == expected
-    assert why in told
+    assert why in reason
 
 
 def test_errors_are_one_line_and_name_the_file(file, tmp_path, monkeypatch):

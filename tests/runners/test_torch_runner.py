@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     chosen = tiny().with_classes(len(CATEGORIES))
     model = MSSTSVIS(chosen.model)
-    with torch.no_grad():  # a query scores alike for both classes, so that both are among the best
+    with torch.no_grad():  # a query scores the same for both classes, so that both are among the best
         for classifier in model.class_embed:
             classifier.weight[1] = classifier.weight[0]
             classifier.bias += torch.tensor([0, 0.01])

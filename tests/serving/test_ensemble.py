@@ -86,7 +86,7 @@ def corrupt(frames: list[bytes]) -> list[bytes]:
 
 @needs_server
 @pytest.mark.parametrize(
-    ("clip", "told"),
+    ("clip", "expected"),
     [
         (corrupt(encoded(clip_with_rectangles())), "^frame 1: a truncated JPEG"),
         ([b"\xff\xd8\xff\xe0 nonsense \xff\xd9"] * 2, "^frame 0: a .*JPEG"),
@@ -107,9 +107,9 @@ def corrupt(frames: list[bytes]) -> list[bytes]:
     ],
 )  # fmt: skip
 def test_a_bad_request_is_refused_and_the_next_succeeds(
-    client: TritonSegmenter, local: LocalSegmenter, clip: np.ndarray | list[bytes], told: str
+    client: TritonSegmenter, local: LocalSegmenter, clip: np.ndarray | list[bytes], expected: str
 ) -> None:
-    with pytest.raises(MsstsError, match=told) as caught:
+    with pytest.raises(MsstsError, match=expected) as caught:
         client.segment(clip)
     assert "\n" not in str(caught.value)
     good = clip_with_rectangles()
@@ -117,8 +117,8 @@ def test_a_bad_request_is_refused_and_the_next_succeeds(
 
 
 @needs_server
-@pytest.mark.parametrize(("given", "told"), [(("raw", "jpeg"), "holds both"), ((), "holds neither")])
-def test_frames_come_in_exactly_one_form(server: TritonServer, given: tuple[str, ...], told: str) -> None:
+@pytest.mark.parametrize(("given", "expected"), [(("raw", "jpeg"), "holds both"), ((), "holds neither")])
+def test_frames_come_in_exactly_one_form(server: TritonServer, given: tuple[str, ...], expected: str) -> None:
     import tritonclient.grpc as triton
 
     clip_THWC = clip_with_rectangles()
@@ -127,7 +127,7 @@ def test_frames_come_in_exactly_one_form(server: TritonServer, given: tuple[str,
     tensors = {"raw": raw, "jpeg": jpeg}
     with (
         triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as plain,
-        pytest.raises(triton.InferenceServerException, match=told),
+        pytest.raises(triton.InferenceServerException, match=expected),
     ):
         plain.infer(contract.ENSEMBLE, [tensors[name] for name in given])
 

@@ -127,16 +127,16 @@ def test_a_missing_libpython_names_the_package(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "expected"),
     [
         ("http://127.0.0.1:8000", "expected grpc://host:port"),
         ("somewhere", "expected grpc://host:port"),
         ("grpc://127.0.0.1:1", "no Triton server answers there"),
     ],
 )
-def test_client_without_a_server(url: str, told: str) -> None:
+def test_client_without_a_server(url: str, expected: str) -> None:
     start = time.monotonic()
-    with pytest.raises(MsstsError, match=told):
+    with pytest.raises(MsstsError, match=expected):
         TritonSegmenter(url)
     assert time.monotonic() - start < 5
 

@@ -1,4 +1,4 @@
-"""What the tests of serving share: clips whose instances can be told by eye, and servers as processes."""
+"""What the tests of serving share: clips whose instances are obvious to the eye, and servers as processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def needs_server(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.server(needs_wheel(test))
 
 
-# The longest a process that was told to end may take. It takes 3 s, as Triton looks once a second whether its models
+# The longest a process that was asked to end may take. It takes 3 s, as Triton looks once a second whether its models
 # are unloaded; the rest is for a busy machine.
 END_SECONDS = 30
 

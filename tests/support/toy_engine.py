@@ -1,7 +1,7 @@
 """An engine with the contract's inputs and outputs that needs no training: it finds red, green and blue things.
 
 With it the tests of serving, of the clients and of pre- and postprocessing run a real ONNX file in milliseconds, and
-what it must answer for a picture can be told by eye.
+what it must answer for a picture is obvious to the eye.
 """
 
 from __future__ import annotations
