@@ -426,7 +426,7 @@ def test_workers_and_the_arithmetic_are_options(shapes, tmp_path, monkeypatch):
     Without bfloat16 the weights are others.
     """
     monkeypatch.setattr("mssts.model.config.preset", lambda _: PRESET)
-    monkeypatch.setattr("mssts.training.config.recipe", lambda *_: replace(CONFIG, epochs=1))
+    monkeypatch.setattr("mssts.training.config.recipe", lambda *_: replace(CONFIG, epochs=1, batch=4))
     monkeypatch.setattr("mssts.training.command._has_fast_bfloat16", lambda device: True)
     runs = {"mixed": [], "plain": ["--no-amp"], "workers": ["--no-amp", "--workers", "1"]}
     for name, flags in runs.items():
