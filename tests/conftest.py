@@ -1,4 +1,4 @@
-"""Options of the whole test suite, and what several files of it share because it takes long to make."""
+"""Options of the whole test suite, and fixtures that take long to make."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory):
-    """(checkpoint, folder of its export, the model), of tests/support/small_model.py.
+    """(checkpoint, folder of its export, the model), read-only.
 
-    Not to be changed.
+    They are those of tests/support/small_model.py.
     """
     from support.small_model import awake_model, small
 

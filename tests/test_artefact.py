@@ -20,7 +20,10 @@ MANIFEST = Manifest("tiny", "fp32", (Category(1, "disc"),), InputRule(64, 64), 2
 
 
 def write(out: Path, name: str = "model.onnx", content: bytes = b"graph", **others: bytes) -> Path:
-    """An artefact of a file, and of others beside it (`model_onnx_data` for model.onnx.data)."""
+    """An artefact of a file and others beside it.
+
+    `model_onnx_data` stands for model.onnx.data.
+    """
     with writing(out, name) as draft:
         draft.path.write_bytes(content)
         for other, data in others.items():
@@ -161,7 +164,10 @@ def test_nothing_is_left_of_what_fails(tmp_path):
 
 
 def test_the_manifest_is_the_last_that_is_put_in_place(tmp_path, monkeypatch):
-    """Whenever the process is killed, the folder holds one artefact or an obviously broken one."""
+    """The folder of a killed process holds one artefact or an obviously broken one.
+
+    It may be killed at any time.
+    """
     out = write(tmp_path / "engine")
     real, moved = Path.replace, []
 

@@ -28,7 +28,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_dataset(folder: Path, table: dict[str, int]) -> Path:
-    """One video with a red and a blue rectangle, its ground truth in the ids of a table (name → id)."""
+    """One video with a red and a blue rectangle, and its ground truth.
+
+    The categories' ids are those of a table (name → id).
+    """
     images = folder / "JPEGImages" / "scene"
     images.mkdir(parents=True)
     frame_HWC = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)

@@ -1,4 +1,7 @@
-"""README and docs, taken at their word: commands parse, Python runs, links lead somewhere."""
+"""README and docs, taken at their word.
+
+Commands parse, Python runs, links lead somewhere.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def test_each_command_is_one(page: str, command: str) -> None:
 def test_each_python_block_runs(
     page: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a folder with an engine in `runs/engine`, a `video.mp4`, and a clip of its `frames`."""
+    """A folder with an engine in `runs/engine`, a `video.mp4` and its `frames`."""
     pytest.importorskip("supervision")
     write_toy_engine(tmp_path / "runs" / "engine")
     frames = np.full((5, 96, 128, 3), 60, np.uint8)

@@ -1,4 +1,4 @@
-"""Masks: every operation against pycocotools, and one verdict about a broken one wherever it is read."""
+"""Masks: operations against pycocotools, and equal verdicts about broken ones."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def test_any_string_is_refused_or_read_as_pycocotools_does(counts: bytes, data: 
 
 
 def _runs(counts: bytes) -> list[int] | None:
-    """The runs of a string, character by character as the format is defined.
+    """The runs of a string, or None if it is broken.
 
-    None of one that is broken.
+    It is read character by character, as the format is defined.
     """
     runs: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""What `import mssts` offers, and what it costs."""
+"""The public names of `import mssts`, and the cost of importing it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def clip() -> np.ndarray:
-    """A red square that moves right, and a smaller blue one that is there in the first frame only."""
+    """A red square that moves right, and a smaller blue one in the first frame only."""
     frames_THWC = np.full((LENGTH, HEIGHT, WIDTH, 3), 60, np.uint8)
     for t in range(LENGTH):
         frames_THWC[t, 16:64, 16 + 8 * t : 64 + 8 * t] = COLOURS[0]

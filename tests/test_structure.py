@@ -1,4 +1,4 @@
-"""The architecture's rules, checked on the source: who may import whom, and what stays light."""
+"""The architecture's rules, checked on the source: imports, and light modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ STAGES = ("training", "export", "bench")
 
 
 def imported(path: Path) -> set[str]:
-    """Rooms of this project that a file imports anywhere in it, such as `model` for `mssts.model.config`."""
+    """This project's packages that a file imports, such as `model`.
+
+    `mssts.model.config` is imported from that one. Imports anywhere in the file count.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -58,7 +61,10 @@ def test_the_check_of_imports_sees_a_stage(tmp_path):
 
 
 def test_stages_are_imported_by_their_name_in_the_package():
-    """A checkout has `export/` on its path too, and two copies of a module would be two sets of classes."""
+    """Modules are imported by one name only.
+
+    A checkout has `export/` on its path too, and two copies of a module would be two sets of classes.
+    """
     everywhere = [file for folder in ("mssts", *STAGES, "tests") for file in files_of(folder)]
     offenders = [
         f"{file.relative_to(ROOT)}:{number}"

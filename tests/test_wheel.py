@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that an environment with nothing else of the project does the main job from it."""
+"""The wheel: its contents, and the main job in an environment without a checkout."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.slow
 
 
 def clean_copy(destination: Path) -> Path:
-    """The tree as a fresh clone has it, links included, without the large files of the tests."""
+    """The tree of a fresh clone, links included, without the tests' large files."""
     return Path(shutil.copytree(ROOT, destination, symlinks=True, ignore=_LEFT_OUT))
 
 
 def build_wheel(source: Path, out: Path) -> Path:
     """The wheel of a source tree or archive.
 
-    Without the network where setuptools is installed, as pip says.
+    It is built without the network where setuptools is installed, as pip says.
     """
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
     offline = subprocess.run(
@@ -66,7 +66,10 @@ def contents(wheel: Path) -> set[str]:
 
 
 class Environment:
-    """A new environment that holds one wheel and, on request, borrows the packages of the running one."""
+    """A new environment that holds one wheel.
+
+    On request it borrows the packages of the running one.
+    """
 
     def __init__(self, folder: Path, wheel: Path) -> None:
         venv.create(folder, with_pip=False)
@@ -88,14 +91,17 @@ class Environment:
         (self.site_packages / "borrowed.pth").write_text("\n".join(folders))
 
     def mssts(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Runs the installed command in the environment's folder, which is outside the checkout."""
+        """Runs the installed command in the environment's folder.
+
+        The folder is outside the checkout.
+        """
         ours = ("PYTHONPATH", "MSSTS_LIBRARIES")
         variables = {name: value for name, value in os.environ.items() if name not in ours}
         command = [str(self.folder / "bin" / "mssts"), *map(str, arguments)]
         return subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False)
 
     def info(self) -> tuple[dict[str, Any], str]:
-        """What `mssts info` writes and prints."""
+        """The output of `mssts info`, written and printed."""
         done = self.mssts("info", "--json", "info.json")
         assert done.returncode == 0, done.stderr
         return json.loads((self.folder / "info.json").read_text()), done.stdout
@@ -103,7 +109,10 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean copy of the tree with the kernels that are built here, and leftovers of older builds in `build/`."""
+    """A clean copy of the tree with the kernels built here.
+
+    It has leftovers of older builds in `build/`.
+    """
     tree = clean_copy(tmp_path_factory.mktemp("wheel") / "source")
     libraries = tree / "mssts" / "lib"
     libraries.mkdir(exist_ok=True)

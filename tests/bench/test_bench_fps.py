@@ -1,4 +1,4 @@
-"""`mssts bench fps`: the baseline computes what we compute, wrong engines are refused, the figures are complete."""
+"""`mssts bench fps`: baseline's arithmetic, refusal of wrong engines, its figures."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoi
     right = fps_engines.load
 
     class Wrong:
-        """Its masks are upside down."""
+        """An engine whose masks are upside down."""
 
         def __init__(self, runner):
             self.runner = runner

@@ -1,4 +1,4 @@
-"""`mssts bench kernels` refuses what computes wrongly, tells what is absent, and leaves rows that can be relied on."""
+"""`mssts bench kernels`: refusals of wrong results, and complete, reliable rows."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ REQUIRED = {
 
 @pytest.fixture(autouse=True)
 def small_bandwidth(monkeypatch):
-    """The bandwidth's buffers are gigabytes where caches are large.
+    """Makes the bandwidth's buffers small.
 
-    A test has no use for that.
+    They are gigabytes where caches are large, which a test does not need.
     """
     monkeypatch.setattr("mssts.bench.kernels.bandwidth._SMALLEST", 2**20)
     monkeypatch.setattr("mssts.bench.kernels.bandwidth.last_level_cache_bytes", lambda: 2**18)

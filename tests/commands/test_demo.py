@@ -1,4 +1,7 @@
-"""The main job, as `make demo` runs it: the real server, the shipped checkpoint, the figures, and a clean end."""
+"""The main job, as `make demo` runs it.
+
+The real server, the shipped checkpoint, the figures, and a clean end.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full: one line that says so, and nothing half-written, in every command that writes."""
+"""Full disks: every command says so in one line and leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from mssts.files import DISK_FULL, atomic_path, is_disk_full
 
 
 def run_on_small_disk(disk: Path, kibibytes: int, *arguments: object) -> tuple[int, list[str], list[str]]:
-    """Exit code, lines of stderr, and what is left on `disk`, a file system of so many KiB for this command."""
+    """Exit code, lines of stderr, and what is left on `disk`.
+
+    `disk` is a file system of so many KiB for this command.
+    """
     disk.mkdir(exist_ok=True)
     command = shlex.join([sys.executable, "-m", "mssts.cli", *map(str, arguments)])
     script = (

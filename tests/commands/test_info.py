@@ -1,4 +1,4 @@
-"""`mssts info` and how libraries are found: what works here, from where, and why not the rest."""
+"""`mssts info`: what works here, from where, and why the rest does not."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.fixture
 def reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[dict[str, Any], str]]:
-    """Runs the command.
+    """Runs the command and returns the JSON it wrote and what it printed.
 
-    Returns what it wrote as JSON and what it printed, on one line.
+    The printed text is joined into one line.
     """
 
     def run() -> tuple[dict[str, Any], str]:
@@ -64,10 +64,7 @@ def compile_library(path: Path, functions: dict[str, str]) -> None:
 
 
 def stub(name: str, **answers: str) -> dict[str, str]:
-    """Every function that a library of the C ABI must have.
-
-    None does anything.
-    """
+    """Every function that a library of the C ABI must have, each doing nothing."""
     functions = dict.fromkeys((function for function, _, _ in kernels._declarations(name)), "0")
     return {"mssts_abi_version": str(kernels.ABI_VERSION), **functions, **answers}
 

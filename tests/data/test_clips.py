@@ -1,4 +1,4 @@
-"""Training clips: what is drawn is reproducible, and frames, masks and boxes stay together through every change."""
+"""Training clips: reproducible draws, and consistent frames, masks and boxes."""
 
 from __future__ import annotations
 
@@ -179,7 +179,10 @@ def test_the_long_edge_is_bounded_and_the_aspect_kept(
 
 @pytest.mark.parametrize("frame", [(720, 1280), (360, 202), (480, 640)])
 def test_the_released_crop_keeps_384_to_600_pixels_of_a_frame_of_400_to_600(frame: tuple[int, int]) -> None:
-    """Of a frame resized to a short edge of 400, 500 or 600, told in pixels of the frame as it was."""
+    """Crops of a frame resized to a short edge of 400, 500 or 600.
+
+    They are in pixels of the frame before it was resized.
+    """
     rng = np.random.default_rng(0)
     crops = np.array([ResizedCrop().draw(rng, *frame) for _ in range(500)])
     assert (crops >= 1).all() and (crops <= frame).all()
@@ -211,7 +214,7 @@ def test_colours_change_from_clip_to_clip_and_not_within_one(tmp_path: Path) -> 
 
 
 def test_grey_stays_grey(tmp_path: Path) -> None:
-    """Hue and saturation have no effect on grey, brightness and contrast treat the channels alike."""
+    """Brightness and contrast are equal in all channels, hue and saturation spare grey."""
     grey = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
     dataset = write_video(tmp_path, [grey], [np.ones((16, 16), bool)])
     transform = ClipTransform(short_edges=(16,), long_edge=16, crop=0, flip=0, jitter=1)
@@ -267,7 +270,7 @@ def test_frames_of_a_clip_lie_within_the_window(length: int, clip_frames: int, w
 
 @pytest.mark.parametrize(("length", "clip_frames"), [(27, 5), (27, 1), (27, 2), (6, 5), (3, 5), (1, 5)])
 def test_frames_are_drawn_as_in_the_released_code(length: int, clip_frames: int) -> None:
-    """A frame, one at most 3 before and one at most 3 after it, and others from outside of these."""
+    """A frame, one at most 3 before and one at most 3 after it, and distant ones."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         centre = int(rng.integers(length))
@@ -280,7 +283,10 @@ def test_frames_are_drawn_as_in_the_released_code(length: int, clip_frames: int)
 
 
 def test_drawn_frames_lie_as_far_apart_as_those_of_the_released_code() -> None:
-    """Of 27 frames, measured with the released code: a mean gap of 4.0, a span of 16.0, 68 % of the gaps at most 3."""
+    """Gaps of 27 frames, as measured with the released code.
+
+    A mean gap of 4.0, a span of 16.0, and 68 % of the gaps at most 3.
+    """
     rng = np.random.default_rng(0)
     drawn = np.stack([Neighbours().draw(rng, 27, 5) for _ in range(4000)])
     gaps = np.diff(drawn)
@@ -298,7 +304,10 @@ def test_distortion_changes_the_colours_of_each_frame_on_its_own(tmp_path: Path)
 
 
 def test_distortion_brightens_scales_and_swaps_as_much_as_the_released_code() -> None:
-    """Of grey, hue and saturation say nothing: what is left is contrast from 0.5 to 1.5 and brightness up to 32."""
+    """On grey only contrast and brightness act.
+
+    Contrast from 0.5 to 1.5 and brightness up to 32.
+    """
     rng = np.random.default_rng(0)
     grey = np.full((1, 2, 3), 100, np.uint8)
     grey[0, 1] = 140

@@ -1,4 +1,4 @@
-"""COCO: its reader, its categories in YouTube-VIS, its images as pseudo clips, and joint training."""
+"""COCO: its reader and its categories in YouTube-VIS."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_broken_file_gives_one_line_with_the_file_and_the_field(tmp_path: Path
 def test_the_categories_are_those_of_the_released_joint_training() -> None:
     """The ids of `category_map` in the released datasets/coco2seq.py.
 
-    For 2021, those in its comment.
+    For 2021, they are those in its comment.
     """
     released_2019 = {
         1: 1, 2: 21, 3: 6, 4: 21, 5: 28, 7: 17, 8: 29, 9: 34, 17: 14, 18: 8, 19: 18, 21: 15, 22: 32, 23: 20, 24: 30,

@@ -1,4 +1,4 @@
-"""The COCO-video reader: it says the same as the YouTube-VIS reader of the same data, and names what is broken."""
+"""The COCO-video reader: agreement with the YouTube-VIS reader, and its errors."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def annotation(identity: int, image_id: int, instance: int, category: int, width
 
 
 def content() -> dict[str, Any]:
-    """Frames out of order and with gaps.
+    """Frames out of order and with gaps, and an object that leaves and returns.
 
-    An object that leaves and returns; one id in two videos.
+    One id occurs in two videos.
     """
     return {
         "categories": [{"id": 3, "name": "left hand"}, {"id": 17, "name": "teapot"}],
@@ -60,7 +60,7 @@ def content() -> dict[str, Any]:
 
 
 def same_in_youtube_vis() -> dict[str, Any]:
-    """What `content` says, written by hand."""
+    """The expected reading of `content`, written by hand."""
     size = {"width": WIDTH, "height": HEIGHT}
     return {
         "categories": [{"id": 3, "name": "left hand"}, {"id": 17, "name": "teapot"}],
@@ -132,7 +132,7 @@ def as_coco_video(value: dict[str, Any], shuffled: random.Random) -> dict[str, A
 
 
 def test_shuffled_moving_shapes(tmp_path: Path) -> None:
-    """A real data set: order does not matter, and evaluation gives the same figures of either format."""
+    """A data set reads the same in any order, and evaluates the same in both formats."""
     youtube_vis = write_dataset(tmp_path, 3, 5, MovingShapesConfig(), progress=False)
     value = json.loads(youtube_vis.read_text())
     coco_video = write(tmp_path / "coco_video.json", as_coco_video(value, random.Random(0)))

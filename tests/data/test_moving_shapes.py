@@ -1,4 +1,4 @@
-"""MovingShapes: what a user of the data set relies on, judged from the files and the pictures alone."""
+"""MovingShapes: what a user relies on, judged from the files and pictures alone."""
 
 from __future__ import annotations
 
@@ -69,14 +69,20 @@ def test_masks_of_a_frame_are_disjoint_and_large_enough_to_see(videos: list[Movi
 
 
 def away_from_edges(masks_NHW: np.ndarray) -> np.ndarray:
-    """Pixels whose neighbours within 2 all belong to the same object, or all to none: no antialiasing there."""
+    """Pixels away from edges, where there is no antialiasing.
+
+    Their neighbours within 2 all belong to the same object, or all to none.
+    """
     owner = (masks_NHW * np.arange(1, len(masks_NHW) + 1)[:, None, None]).sum(0).astype(np.uint8)
     kernel = np.ones((5, 5), np.uint8)
     return cv2.dilate(owner, kernel) == cv2.erode(owner, kernel)
 
 
 def test_masks_are_the_visible_pixels(videos: list[MovingShapesVideo]) -> None:
-    """Objects are saturated and of one hue each, the background is dull: the picture alone tells who is in front."""
+    """The picture alone shows which object is in front.
+
+    Objects are saturated and of one hue each, the background is dull.
+    """
     agreed, hue_spread = [], []
     for video in videos[:20]:
         for t in range(0, CONFIG.length, 4):
@@ -125,7 +131,10 @@ def test_some_objects_leave_the_frame_and_return(videos: list[MovingShapesVideo]
 
 
 def class_from_outline(mask: np.ndarray) -> str:
-    """Names the class of an unoccluded mask by textbook measures of shape: no colours, no knowledge of the renderer."""
+    """Names the class of an unoccluded mask by textbook measures of shape.
+
+    It uses no colours and no knowledge of the renderer.
+    """
     contours, hierarchy = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     outer = max((c for c, h in zip(contours, hierarchy[0], strict=True) if h[3] < 0), key=cv2.contourArea)
     if any(h[3] >= 0 and cv2.contourArea(c) > 0.1 * mask.sum() for c, h in zip(contours, hierarchy[0], strict=True)):

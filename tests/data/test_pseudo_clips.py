@@ -45,7 +45,10 @@ def test_a_pseudo_clip_depends_on_seed_epoch_and_index_only(coco: VideoDataset) 
 
 
 def test_masks_and_boxes_move_with_the_pixels(coco: VideoDataset) -> None:
-    """The red pixels, found by their colour, are the mask: within one pixel, as both are interpolated."""
+    """The red pixels are the mask, within one pixel, as both are interpolated.
+
+    They are found by their colour.
+    """
     source = PseudoClipDataset(coco, ClipTransform((120, 180, 240), 400), 5, 0, STILL_COLOURS)
     untouched, views = 0, set()
     cross = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
@@ -68,9 +71,9 @@ def test_masks_and_boxes_move_with_the_pixels(coco: VideoDataset) -> None:
 
 
 def test_a_view_is_a_turn_and_a_crop_about_the_centre() -> None:
-    """Without crop and shift, centre and distances are kept.
+    """Motions one at a time.
 
-    Without turn and shift, only the image is seen.
+    Without crop and shift, centre and distances are kept. Without turn and shift, only the image is seen.
     """
     rng = np.random.default_rng(0)
     middle = np.array([WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5, 1])
@@ -171,9 +174,9 @@ def test_the_joint_order_is_the_epochs_alone_and_can_be_resumed(shapes: Path, co
 
 
 def test_every_released_configuration_has_its_recipe() -> None:
-    """Of configs/*.sh of the released code: epochs, learning rate, drops.
+    """The recipes of configs/*.sh of the released code.
 
-    A batch that 8 processes can share.
+    Epochs, learning rate, drops, and a batch that 8 processes can share.
     """
     for name in PRESETS:
         assert recipe(name).batch > 0
@@ -202,9 +205,9 @@ def test_a_pretraining_clip_is_the_image(coco: VideoDataset) -> None:
 def test_train_on_coco_alone_or_with_videos(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, with_videos: bool
 ) -> None:
-    """What the trainer is given.
+    """The data set that the trainer is given.
 
-    That it trains on clips is tested with the trainer.
+    Training on clips is tested with the trainer.
     """
     import mssts.training.trainer
 

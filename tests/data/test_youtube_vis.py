@@ -1,4 +1,4 @@
-"""The YouTube-VIS reader: the forms it accepts, and what it says of those it does not."""
+"""The YouTube-VIS reader: the forms it accepts, and its messages about others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Average precision against the youtubevos fork's figures, hand-computed cases, and broken files."""
+"""Average precision against the youtubevos fork and hand-computed cases.
+
+Broken files are tested too.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def rectangle(columns: int, size: tuple[int, int] = SIZE) -> dict[str, Any]:
 def ground_truth(*tracks: list[Any], frames: int = 2, size: tuple[int, int] = SIZE) -> dict[str, Any]:
     """One video with these tracks, all of category 3.
 
-    Category 5 is not in it.
+    Category 5 has none.
     """
     names = [f"{t}.jpg" for t in range(frames)]
     video = {"id": 7, "height": size[0], "width": size[1], "length": frames, "file_names": names}

@@ -36,7 +36,7 @@ def masks(second: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    """As the official test splits: no annotations, and `length` or not."""
+    """A set like the official test splits: no annotations, with or without `length`."""
     listed = [
         {"id": 7, "height": SIZE[0], "width": SIZE[1], "length": 2, "file_names": ["a/0.jpg", "a/1.jpg"]},
         {"id": 9, "height": SIZE[0], "width": SIZE[1], "file_names": ["b/0.jpg"]},

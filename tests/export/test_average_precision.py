@@ -1,6 +1,6 @@
-"""AP of an engine and of what it is made from: measured, stored and shown.
+"""AP of an engine and its source: measured, stored and shown, and the gate on it.
 
-A gate that closes; nothing written then.
+Nothing is written when the gate closes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ HEIGHT, WIDTH, FRAMES = 64, 128, 3
 
 
 def write_rectangles(folder: Path, **changes: Any) -> Path:
-    """One video of a red, a green and a blue rectangle that the toy engine finds exactly; returns its JSON."""
+    """One video of three rectangles that the toy engine finds exactly.
+
+    They are red, green and blue. Returns the path of its JSON.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     annotations = []
     frames = np.zeros((FRAMES, HEIGHT, WIDTH, 3), np.uint8)
@@ -72,7 +75,10 @@ def right(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wrong(right, tmp_path_factory) -> Path:
-    """The same engine, which takes red things for green ones, green for blue, and blue for red."""
+    """An engine like the toy engine that confuses the colours.
+
+    It takes red things for green ones, green for blue, and blue for red.
+    """
     folder = tmp_path_factory.mktemp("wrong")
     shutil.copy(right / "model.onnx", folder)
     replace(Manifest.read(right), categories=CATEGORIES[1:] + CATEGORIES[:1]).write(folder)
@@ -90,7 +96,7 @@ def test_the_ap_of_both_is_stored_and_shown(right, rectangles):
 
 
 def test_images_turned_by_exif_are_scored_as_is_said(right, tmp_path):
-    """Frames stored as they are annotated, with a tag that would turn them upside down."""
+    """Frames stored as annotated, with a tag that would turn them upside down."""
     data = write_rectangles(tmp_path)
     for frame in tmp_path.glob("*.png"):
         frame.write_bytes(with_exif(frame.read_bytes(), 3))
@@ -185,7 +191,7 @@ def test_a_precision_that_nothing_runs_here_is_no_failure(right, rectangles, tmp
 
 @pytest.fixture
 def quick(exported, monkeypatch) -> list[str]:
-    """The beginning of a command that exports the checkpoint once more, as it was exported."""
+    """The beginning of a command that exports the checkpoint again."""
     graph = onnx.load(exported[1] / "model.onnx")
     parity = Manifest.read(exported[1]).checks["parity"]
     monkeypatch.setattr(mssts.export.exporter, "export_graph", lambda *_: graph)

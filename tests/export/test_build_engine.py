@@ -1,4 +1,4 @@
-"""`mssts build-engine`: TensorRT-RTX's real parser and builder take our graphs, on a CPU, and checks close."""
+"""`mssts build-engine` with TensorRT-RTX's real parser and builder, on a CPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ METADATA = {"version": "0", "preset": "", "commit": "none", "classes": "", "lice
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
-    """The same on every machine."""
+    """Hides the GPU, so that the tests run the same on every machine."""
     monkeypatch.setattr(tensorrt_builder, "first_gpu", lambda: None)
 
 
@@ -75,7 +75,10 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 
 def export_preset(name: str, precision: str, folder):
-    """The preset with random weights as an export, without the parity report that takes minutes."""
+    """An export of the preset with random weights.
+
+    It has no parity report, which would take minutes.
+    """
     loaded = random_checkpoint(preset(name))
     engine = Engine(loaded.build(), loaded.preset.top_k).eval()
     graph = export_graph(deployed(engine, precision), METADATA, ExportOptions(precision))
@@ -292,7 +295,10 @@ def test_a_quantized_export_has_no_bounds_to_compare_a_plan_by(export_dir, tmp_p
 
 
 class Scored:
-    """A segmenter whose AP is given: 50 points, and for a plan as many as its class says."""
+    """A segmenter whose AP is given.
+
+    It is 50 points, and for a plan as many as its class says.
+    """
 
     plan = 0.5
 

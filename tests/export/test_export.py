@@ -1,4 +1,4 @@
-"""Export: the file computes what the model computes, says what it is, and is not written when it would be wrong."""
+"""Export: the file computes what the model does, and is not written when wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be chosen of an export: precision, a fixed shape, no function bodies, no checkpoint."""
+"""Options of an export: precision, fixed shape, function bodies, no checkpoint."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_sixteen_bits_halve_the_file_and_say_so(sixteen_bit, checkpoint):
 
 
 def test_the_gate_of_sixteen_bits_closes_on_locations_in_sixteen_bits(sixteen_bit, checkpoint, tmp_path):
-    """The mistake of most fp16 detection transformers: the reference points are rounded too."""
+    """Rounds the reference points too, a common mistake of fp16 transformers."""
     model = onnx.load(sixteen_bit["fp16"] / "model.onnx")
     for function in model.functions:
         for node in function.node:
@@ -163,10 +163,7 @@ def test_a_preset_exports_without_a_checkpoint(tmp_path, monkeypatch, capsys):
 @pytest.mark.long
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "tiny"])
 def test_every_preset_of_the_paper_exports_for_any_shape(preset, tmp_path):
-    """Half an hour for all of them.
-
-    10 GB of memory for the largest.
-    """
+    """Takes half an hour for all presets, and 10 GB of memory for the largest."""
     out = tmp_path / "engine"
     assert main(["export", "--preset", preset, "--random-weights", "--out", str(out)]) == 0
     manifest = Manifest.read(out)
@@ -227,7 +224,10 @@ def test_folded_norms_compute_the_same():
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
 def test_the_reference_evaluator_gathers_among_many(axis):
-    """As many as the queries of a real model: onnx's own stops at 32, and wants all other axes of equal size."""
+    """A tensor with as many rows as a real model has queries.
+
+    onnx's own reference stops at 32, and wants all other axes of equal size.
+    """
     rng = np.random.default_rng(0)
     data = rng.normal(size=(40, 50, 60)).astype(np.float32)
     indices = rng.integers(-data.shape[axis], data.shape[axis], (3, 4, 5))

@@ -36,7 +36,10 @@ def truth() -> list[np.ndarray]:
 
 
 def rounded(seed: int, noise: float = NOISE) -> list[np.ndarray]:
-    """The truth as an engine rounds it: every seed is another engine, and all are equally good."""
+    """The truth as an engine rounds it.
+
+    Every seed is another engine, and all are equally good.
+    """
     rng = np.random.default_rng(seed)
     scores, labels, boxes, logits = truth()
     scores = scores + noise * 1e-3 * rng.normal(size=scores.shape)
@@ -76,7 +79,10 @@ def failures(answer: list[np.ndarray], seed: int) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_an_engine_that_rounds_as_pytorch_does_passes_whatever_its_smallest_mask(seed: int) -> None:
-    """The IoU of a mask whose logits are all within rounding of zero is luck, and must not decide."""
+    """Masks whose logits are within rounding of zero do not decide.
+
+    Their IoU is luck.
+    """
     assert failures(rounded(1000 + seed), seed) == []
 
 

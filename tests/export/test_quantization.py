@@ -1,4 +1,4 @@
-"""Quantisation: what is excluded stays, what is left computes nearly the same, and nothing is written when AP falls."""
+"""Quantisation: exclusions, accuracy, and nothing written when AP falls."""
 
 from __future__ import annotations
 

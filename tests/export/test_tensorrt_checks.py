@@ -1,4 +1,4 @@
-"""Checks of TensorRT networks, on networks that are made up, and of a plan's parity."""
+"""Checks of made-up TensorRT networks, and of a plan's parity."""
 
 from __future__ import annotations
 

@@ -34,7 +34,10 @@ def write_mp4(path: Path, frames: list[np.ndarray], width: int = 32, height: int
 
 
 def levels(video: Video) -> list[int]:
-    """The mean brightness of each frame, to the nearest ten: lossy coding leaves that alone."""
+    """The mean brightness of each frame, to the nearest ten.
+
+    Lossy coding does not change that.
+    """
     return [int(round(frame.rgb_HWC.mean(), -1)) for frame in video.frames()]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of results as a viewer would see them, and video files as a player would read them."""
+"""Pictures of results as a viewer sees them, video files as a player reads them."""
 
 from __future__ import annotations
 

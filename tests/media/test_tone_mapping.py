@@ -33,7 +33,10 @@ def pq(light: np.ndarray) -> np.ndarray:
 
 
 def hlg(light: np.ndarray) -> np.ndarray:
-    """HLG's signal of displayed light in cd/m², at a peak of 1000 and a system gamma of 1.2 (ITU-R BT.2100)."""
+    """HLG's signal of displayed light in cd/m².
+
+    At a peak of 1000 and a system gamma of 1.2 (ITU-R BT.2100).
+    """
     displayed = light / 1000
     luminance = np.tensordot([0.2627, 0.6780, 0.0593], displayed, 1)
     scene = displayed * np.maximum(luminance, 1e-12) ** (1 / 1.2 - 1)
@@ -65,7 +68,10 @@ def read(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("transfer", [PQ, HLG])
 def test_sdr_colours_in_an_hdr_video_come_back(transfer: int, tmp_path: Path) -> None:
-    """White at HDR's reference white: below the knee of BT.2390's curve light stays as it is, above it is dimmed."""
+    """White at HDR's reference white.
+
+    Below the knee of BT.2390's curve light stays as it is, above it is dimmed.
+    """
     sdr = patches()
     light = WHITE * np.tensordot(TO_BT2020, sdr**2.4, 1)
     signal = pq(light) if transfer == PQ else hlg(light)

@@ -1,4 +1,4 @@
-"""Video files: which stream is the film, how it is displayed, and what is said of a broken one."""
+"""Video files: choice of the film, display, and messages about broken files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ HEIGHT, WIDTH = 48, 80
 
 
 def picture(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Four corners of four colours, none in the middle: no two of the eight orientations look the same."""
+    """Four corners of four colours, none in the middle.
+
+    No two of the eight orientations look the same.
+    """
     image = np.full((height, width, 3), 90, np.uint8)
     image[: height // 3, : width // 3] = (220, 30, 30)
     image[: height // 3, -(width // 3) :] = (30, 200, 30)
@@ -179,7 +182,7 @@ def cores(count: int) -> Iterator[None]:
 
 
 def packets(path: Path) -> list[tuple[int, int]]:
-    """Where the packets of a file lie: position and size."""
+    """Position and size of the packets of a file."""
     with av.open(str(path)) as container:
         return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 

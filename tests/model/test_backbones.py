@@ -1,4 +1,4 @@
-"""The backbones: features of any size, Swin's as the released code computes them, and ImageNet weights."""
+"""Backbones: features of any size, Swin as released, and ImageNet weights."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ def test_an_unknown_backbone_is_told_with_those_there_are():
 @torch.no_grad()
 @pytest.mark.parametrize("window", [7, 12])
 def test_swin_gives_the_features_of_the_released_code(window):
-    """The file holds every fourth channel of what the released code's SwinTransformer (82b2c1b) of this size gives for
-    weights and images by the golden formula, at sizes that are multiples of patch and window and at one that is not."""
+    """Swin computes the features that the released code computes.
+
+    The file holds every fourth channel of what the released code's SwinTransformer (82b2c1b) of this size gives for
+    weights and images by the golden formula, at sizes that are multiples of patch and window and at one that is not.
+    """
     golden = np.load(GOLDEN / "swin_features.npz")
     swin = small_swin(window)
     swin.load_state_dict({name: weight(name, tuple(x.shape)) for name, x in swin.state_dict().items()})
@@ -75,7 +78,10 @@ def test_windows_joined_again_are_the_map(height, width, shift):
 
 
 def test_shifted_windows_keep_apart_what_only_the_shift_made_neighbours():
-    """On a map of whole windows, tokens see each other just where they are in the same cell of the shifted grid."""
+    """Tokens see each other just where they share a cell of the shifted grid.
+
+    The map is one of whole windows.
+    """
     size, window, shift = 12, 4, 2
     windows = Windows(Grid(size, size, 1), window, shift)
     position = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij"), -1)[None]
@@ -137,7 +143,10 @@ def test_torchvision_weights_load(tmp_path, norm, counters):
 
 
 def microsoft(backbone: str) -> dict[str, Tensor]:
-    """A file as Microsoft publishes it for classification: our backbone's names but for the outputs' norms."""
+    """A file as Microsoft publishes it for classification.
+
+    It has our backbone's names but for the outputs' norms.
+    """
     own = model(backbone).backbone
     file = random_like({k: x for k, x in own.state_dict().items() if not re.match(r"norm\d", k)})
     file |= {"norm.weight": torch.rand(768), "norm.bias": torch.rand(768)}
@@ -178,8 +187,11 @@ def test_weights_of_another_window_are_refused_and_nothing_is_loaded(tmp_path):
 @pytest.mark.slow
 @torch.no_grad()
 def test_swin_exports_to_onnx_for_any_size(tmp_path):
-    """Traced where `mssts export` traces, with the largest window there is: a side of one window or one token would be
-    a constant. And ONNX divides integers towards zero, Python down, which sizes that are no multiples show."""
+    """The exported Swin computes the same at other sizes than the traced one.
+
+    It is traced where `mssts export` traces, with the largest window there is: a side of one window or one token would
+    be a constant. And ONNX divides integers towards zero, Python down, which sizes that are no multiples show.
+    """
     torch.manual_seed(0)
     swin = SwinTransformer(SwinConfig(8, (1, 1, 2, 1), (1, 1, 1, 1), window=12, drop_path=0.0)).eval()
     dim = torch.export.Dim.DYNAMIC

@@ -1,4 +1,7 @@
-"""The model without its additions computes what the released code computed (tests/golden/resnet50.npz)."""
+"""The baseline model computes what the released code computed.
+
+The released code's values are in tests/golden/resnet50.npz.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ def test_every_output_and_loss_is_the_released_codes():
 
 @torch.no_grad()
 def test_absent_frames_as_in_the_released_code_or_left_out():
-    """tests/golden/absent_frames.json: box losses of the released matcher and criterion (OmkarThawakar/MSSTS-VIS at
+    """Box losses of instances that are absent from a frame are the released ones.
+
+    tests/golden/absent_frames.json holds those of the released matcher and criterion (OmkarThawakar/MSSTS-VIS at
     82b2c1b), run on our predictions of case C with an instance absent from one frame.
     """
     model = golden.golden_model(golden.read_keys(FILE, "resnet50"), "resnet50")

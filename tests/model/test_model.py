@@ -1,4 +1,4 @@
-"""What the model must do: its parts reach what Figure 2 draws and start as nothing, padding does not matter."""
+"""The model: reach and initial effect of its parts, padding, and its masks."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_inter_scale_attention_pairs_a_token_with_the_one_that_covers_it():
 @torch.no_grad()
 @pytest.mark.parametrize("seen", [True, False])
 def test_split_attention_sees_where_a_token_is(seen):
-    """Of tokens that are all alike, it makes the same everywhere, unless it is shown position and scale."""
+    """Equal tokens stay equal, unless position and scale are shown."""
     torch.manual_seed(0)
     model = build(replace(SMALL, split_position=seen)).double()
     shapes = [(8, 8), (4, 4), (2, 2), (1, 1)]
@@ -139,7 +139,10 @@ def test_a_checkpoint_says_what_its_model_sees(tmp_path):
 
 @torch.no_grad()
 def test_frames_have_no_order():
-    """Nothing in the architecture numbers the frames, so permuting them permutes boxes and masks and keeps classes."""
+    """Permuting the frames permutes boxes and masks and keeps the classes.
+
+    Nothing in the architecture numbers the frames.
+    """
     model = build(SMALL).double()
     frames, size = images(1, 4, 64, 64).double(), sizes((64, 64))
     order = torch.tensor([2, 0, 3, 1])
@@ -237,7 +240,10 @@ def test_what_lies_in_the_padding_does_not_matter():
 
 
 def test_the_paper_has_about_as_many_parameters():
-    """Counted as in its Figure 1: all entries of a state dict, with the layers that the released forward never uses."""
+    """Parameters counted as in its Figure 1.
+
+    All entries of a state dict, with the layers that the released forward never uses.
+    """
     keys = json.loads((Path(__file__).parents[1] / "golden" / "resnet50.keys.json").read_text())
     released = sum(math.prod(shape) for name, shape in keys.items() if ".temp_attn_box." not in name)
     assert released == pytest.approx(49.3e6, abs=0.05e6)  # SeqFormer's, to the digits given
@@ -259,9 +265,9 @@ def test_doubling_keeps_odd_pixels_and_averages_even_ones():
 
 
 def test_an_exported_graph_enlarges_feature_maps_as_pytorch_does():
-    """It gathers pixel i // 2 where PyTorch resizes.
+    """Gathering pixel i // 2 equals PyTorch's resize.
 
-    Every height and width that a pair of scales can have.
+    At every height and width that a pair of scales can have.
     """
     features = MaskFeatures(tiny().model).eval()
     with torch.inference_mode():
@@ -282,7 +288,10 @@ def test_unknown_presets_are_told_with_those_there_are():
 
 
 def test_small_frames_in_bf16_depend_on_nothing_but_the_frames():
-    """As small as those of the fast tests of training: the coarsest map is one wide, of one that is two wide."""
+    """Maps as small as those of the fast training tests.
+
+    The coarsest map is one wide, and comes from one that is two wide.
+    """
     model = build(tiny().model)
     clip, size = images(1, 7, 72, 64), sizes((72, 64))
     answers = []

@@ -1,4 +1,4 @@
-"""Checkpoints of the released code load, whole or not at all, and training starts from them."""
+"""Checkpoints of the released code: loading in full or not at all, and training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def released_shapes(backbone: str) -> dict[str, list[int]]:
 
 
 def released_model(backbone: str = "resnet50") -> dict[str, Tensor]:
-    """A state dict of the released code, each tensor full of its own number, stored as one number each."""
+    """A released state dict, each tensor filled with and stored as its own number."""
     shapes = released_shapes(backbone).items()
     return {name: torch.tensor(i / 1000).expand(shape) for i, (name, shape) in enumerate(shapes)}
 
@@ -278,7 +278,7 @@ def test_a_checkpoint_of_before_switches_were_recorded_is_its_presets(tmp_path):
         load_checkpoint(path)
 
 
-def test_training_starts_from_the_baseline_with_additions_that_do_nothing_yet(tmp_path):
+def test_training_starts_from_the_baseline_with_switches_that_do_nothing_yet(tmp_path):
     baseline, checkpoint = saved(tmp_path / "x.safetensors", BASELINE)
     torch.manual_seed(2)
     full = MSSTSVIS(SMALL)

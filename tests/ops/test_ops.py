@@ -1,4 +1,6 @@
-"""The two ops against definitions written independently, in float64, and their ONNX function bodies against the ops.
+"""The two ops and their ONNX function bodies against independent definitions.
+
+The definitions are in float64.
 
 What is true of an op is asked of its definition in PyTorch and of the kernel, where one is built.
 """

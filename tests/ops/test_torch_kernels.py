@@ -1,4 +1,4 @@
-"""Kernels as PyTorch operators against the references of the ops: values, gradients, dtypes."""
+"""Kernels as PyTorch operators against the references: values, gradients, dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model on kernels: equal to the model on references, and what its runner says."""
+"""The model on kernels: equal to the references, and what its runner describes."""
 
 from __future__ import annotations
 

@@ -78,7 +78,10 @@ def test_a_compiled_function_follows_the_choice():
 @pytest.mark.slow
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 def test_inductor_compiles_a_layer(grad):
-    """In a process of its own: Inductor forks, which the runtimes that other tests have loaded do not bear."""
+    """Compiles in a separate process.
+
+    Inductor forks, which is unsafe with the runtimes that other tests have loaded.
+    """
     program = f"from ops import test_torch_tracing; test_torch_tracing.compile_a_layer({grad})"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True

@@ -1,4 +1,6 @@
-"""Compares the model, all switches off, with values of the released code: tests/parity/golden.py FILE.npz.
+"""Compares the model, all switches off, with values of the released code.
+
+Usage: tests/parity/golden.py FILE.npz.
 
 A golden file holds no weights: every parameter and every input is a function of its name and shape, given here. Prints
 the error of each entry; exits with 1 if one is above its bound. In the clips of the losses every instance is visible
@@ -41,10 +43,7 @@ class Entry:
 
     @property
     def holds(self) -> bool:
-        """Whether the error is within the bound.
-
-        NaN never is.
-        """
+        """Whether the error is within the bound, which NaN never is."""
         return self.error <= self.bound
 
 
@@ -55,7 +54,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The value that a parameter or buffer of the released code had when the golden file was made."""
+    """A parameter's or buffer's value when the golden file was made."""
     values = tensor(name, shape)
     if name.endswith("running_var"):
         return 1 + 0.1 * values.abs()
@@ -69,7 +68,10 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def golden_model(keys: dict[str, list[int]], backbone: str) -> MSSTSVIS:
-    """The released model with the golden weights: `keys` are its parameters' names and shapes."""
+    """The released model with the golden weights.
+
+    `keys` are its parameters' names and shapes.
+    """
     config = replace(mssts_r50().model, backbone=backbone, switches=BASELINE, dropout=0.0)
     model = MSSTSVIS(config)
     weights, _ = convert_released({name: weight(name, tuple(shape)) for name, shape in keys.items()})
@@ -96,7 +98,10 @@ def _predictions(model: MSSTSVIS, golden: dict[str, np.ndarray]) -> list[Entry]:
 
 
 def loss_case(model: MSSTSVIS) -> tuple[Prediction, list[Target]]:
-    """What the golden model says of case C, two clips of two frames, and their instances."""
+    """The golden outputs of case C, and its instances.
+
+    The case is two clips of two frames.
+    """
     T, H, W = 2, 96, 128
     frames = tensor("frames_c", (4, 3, H, W)).unflatten(0, (2, T))
     targets = []
@@ -117,7 +122,10 @@ def loss_case(model: MSSTSVIS) -> tuple[Prediction, list[Target]]:
 
 
 def absent_case(model: MSSTSVIS) -> tuple[Prediction, list[Target]]:
-    """Case C where the first instance of the first clip is absent from the second frame: box and mask are empty."""
+    """Case C with one instance absent from a frame.
+
+    The first instance of the first clip has an empty box and mask in the second frame.
+    """
     prediction, targets = loss_case(model)
     first = targets[0]
     first.boxes_nT4[0, 1], first.masks_nTHW[0, 1], first.present_nT[0, 1] = 0, False, False
@@ -146,7 +154,10 @@ def compare(golden: dict[str, np.ndarray], keys: dict[str, list[int]], backbone:
 
 
 def read_keys(file: Path, backbone: str) -> dict[str, list[int]]:
-    """The released model's names and shapes: NAME.keys.json beside the golden file, else the copy beside the tests."""
+    """The released model's names and shapes.
+
+    They are in NAME.keys.json beside the golden file, else in the copy beside the tests.
+    """
     name = f"{backbone}.keys.json"
     beside = file.parent / name
     return json.loads((beside if beside.is_file() else _KEYS / name).read_text())

@@ -23,10 +23,7 @@ def emulation() -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The driver and the plugins, compiled.
-
-    One compilation a session.
-    """
+    """The driver and the plugins, compiled once a session."""
     return compile_all(tmp_path_factory.mktemp("tensorrt"))
 
 

@@ -1,4 +1,7 @@
-"""The CPU kernels through their C ABI, on random and hard inputs, against the ops in float64."""
+"""The CPU kernels through their C ABI, against the ops in float64.
+
+Inputs are random and hard ones.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ def temporal_backward(inputs, wanted=("query", "key", "value"), threads=1):
 
 
 def assert_close(found, exact, dtype, factor=64.0):
-    """`factor` roundings of the largest value.
+    """A tolerance of `factor` roundings of the largest value.
 
     What is stored in 16 bits is rounded once, from float32.
     """
@@ -314,9 +317,9 @@ def test_an_output_that_is_too_small_is_noticed_by_its_guards():
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS[1:])
 def test_every_instruction_set(isa):
-    """The tests of this file once more, no better than `isa`.
+    """Runs this file's tests again, at most with the instruction set `isa`.
 
-    The best of the machine has run already.
+    The machine's best has run already.
     """
     environment = {**os.environ, "MSSTS_CPU_ISA": isa}
     if LIBRARY.handle.mssts_cpu_isa().decode() not in ISAS[: ISAS.index(isa)]:
@@ -347,9 +350,9 @@ def sanitizer_library():
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("cmake") and sanitizer_library()), reason="needs cmake, g++ and libasan")
 def test_sanitizers_find_nothing(tmp_path):
-    """The hard cases with a build whose every access is checked.
+    """Runs the hard cases with a build that checks every access.
 
-    An overrun of one element is found by it.
+    An overrun of one element is found.
 
     For float32 and without AVX-512: each type and instruction set takes the compiler most of a minute more.
     """

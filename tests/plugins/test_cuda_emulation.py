@@ -1,4 +1,4 @@
-"""The emulator of CUDA itself: that it runs right kernels right, and shows what is wrong in others."""
+"""The CUDA emulation itself: right kernels run, and errors in others are found."""
 
 from __future__ import annotations
 
@@ -83,7 +83,10 @@ def test_the_emulation_tells_what_a_kernel_does_wrong(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_the_emulation_multiplies_matrices_as_the_tensor_cores_do(checks: Any, dtype: torch.dtype) -> None:
-    """mma.m16n8k16 with the fragments of the PTX ISA, of which lane `4 group + member` holds row and column below."""
+    """mma.m16n8k16 with the fragments of the PTX ISA.
+
+    Lane `4 group + member` holds row and column below.
+    """
     gen = np.random.default_rng(0)
     a, b, c = (gen.integers(-8, 9, size).astype(np.float32) for size in ((16, 16), (16, 8), (16, 8)))
     group, member = np.arange(32)[:, None] // 4, np.arange(32)[:, None] % 4

@@ -1,4 +1,6 @@
-"""The CUDA kernels against float64, through two backends: tests/cuda_emulation, which g++ builds, and a GPU.
+"""The CUDA kernels against float64, in emulation and on a GPU.
+
+The emulation is tests/cuda_emulation, which g++ builds.
 
 An error is compared with that of the definition in PyTorch, from the same stored inputs: fp32 arithmetic, the result
 rounded to the storage. Ours may err twice as much. `make test-gpu` runs the same functions on a GPU.
@@ -74,9 +76,9 @@ def widest_error(found: Tensor, exact: Tensor) -> float:
 
 
 def assert_as_exact_as_pytorch(found: Tensor, exact: Tensor, pytorch: Tensor) -> None:
-    """`pytorch`: in fp32 or more.
+    """Compares `found` with `pytorch`, in fp32 or more.
 
-    It is rounded to the storage of `found` here.
+    `pytorch` is rounded to the storage of `found` here.
     """
     size = float(exact.abs().max()) if exact.numel() else 0.0
     # The slack: a few roundings of fp32, for where PyTorch happens to make none.
@@ -95,7 +97,7 @@ def in_float32(inputs: Any) -> Any:
 def pytorch_gradients(
     op: Callable[[Any], Tensor], inputs: Any, leaves: dict[str, str], grad: Tensor
 ) -> dict[str, Tensor]:
-    """Autograd's, in fp32.
+    """Autograd's gradients, in fp32.
 
     `leaves` are attributes of `inputs` by the names of the gradients.
     """
@@ -256,7 +258,10 @@ def test_deformable_attention_at_any_address(backend: Backend, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("D", [32, 64])
 def test_the_forward_without_tensor_cores_is_as_exact(backend: Backend, dtype: torch.dtype, D: int) -> None:
-    """The two ways of the 16-bit forward, on a GPU too: the flag is what a suspicious result would be compared by."""
+    """Both paths of the 16-bit forward, on a GPU too.
+
+    The flag is what a suspicious result would be compared by.
+    """
     inputs = DeformCase("", Q=37, D=D).inputs(dtype)
     exact, upcast = deform_reference(inputs.double()), deform_reference(in_float32(inputs))
     launches = []
@@ -268,9 +273,9 @@ def test_the_forward_without_tensor_cores_is_as_exact(backend: Backend, dtype: t
 
 @pytest.mark.parametrize("path", ["", "fma"])
 def test_the_environment_does_without_tensor_cores(emulation: Path, path: str) -> None:
-    """In a process of its own, as the variable is read once.
+    """Runs in a separate process, as the variable is read once.
 
-    No PyTorch there, which takes seconds to load.
+    It does not use PyTorch, which takes seconds to load.
     """
     script = (
         "import ctypes, sys, numpy as np; from mssts.kernels import DeformAttnCall\n"
@@ -375,9 +380,9 @@ def test_points_that_no_integer_can_tell_are_outside(backend: Backend, huge: flo
     ids=str,
 )
 def test_shapes_of_more_tokens_than_there_are_give_nan(backend: Backend, shapes: Any, D: int) -> None:
-    """A GPU cannot refuse them: they are in its memory.
+    """Shapes of too many tokens give NaN, and nothing outside is read.
 
-    Guard pages see to it that nothing is read outside.
+    A GPU cannot refuse them, as they are in its memory. Guard pages show reads outside.
     """
     for dtype in (torch.float32, torch.float16):
         inputs = DeformCase("", Q=33, D=D).inputs(dtype)

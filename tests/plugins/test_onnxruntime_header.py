@@ -1,4 +1,4 @@
-"""How the build finds ONNX Runtime's header: in a folder, or out of Debian's package."""
+"""Search for ONNX Runtime's header: in a folder, or from Debian's package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEEDS_CMAKE = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cm
 
 
 def find_header(folder: Path, **variables: object) -> tuple[str, str]:
-    """What CMake finds, run in `folder`: the header's folder, and the reason where there is none."""
+    """CMake's result, run in `folder`: the header's folder, or why there is none."""
     script = folder / "find.cmake"
     script.write_text(
         f"include({FOLDER}/find_header.cmake)\nmssts_find_onnxruntime_header(found reason)\n"
@@ -57,7 +57,10 @@ def test_a_given_folder_without_a_fit_header_is_refused(tmp_path, header, messag
 
 @pytest.fixture
 def debian(tmp_path, monkeypatch):
-    """fetch_headers.py on a Debian machine whose apt-get and dpkg-deb are scripts that the test fills in."""
+    """Runs fetch_headers.py with scripts for apt-get and dpkg-deb.
+
+    The test fills in the scripts.
+    """
     spec = importlib.util.spec_from_file_location("fetch_headers", FOLDER / "fetch_headers.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

@@ -1,4 +1,7 @@
-"""ONNX Runtime's binding to the kernels: our ops in every dtype, against float64 and against the function bodies."""
+"""ONNX Runtime's binding: our ops in every dtype, against float64.
+
+They are compared with the function bodies too.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,11 @@ def library() -> Path:
 
 
 def deform_attn_model(dtype=torch.float32, shapes_dtype=TensorProto.INT64, reference=None) -> bytes:
-    """One node between casts: feeds and output are float32 (float64 for that), which numpy has, all sizes free.
-    `reference` is the type of that input of the node, if not the right one."""
+    """A model of one node between casts.
+
+    Feeds and output are float32 (float64 for that), which numpy has, and all sizes are free. `reference` is the type of
+    that input of the node, if not the right one.
+    """
     outer = TensorProto.DOUBLE if dtype == torch.float64 else TensorProto.FLOAT
     stored = {
         "value": FLOATS[dtype],
@@ -60,7 +66,7 @@ def deform_attn_model(dtype=torch.float32, shapes_dtype=TensorProto.INT64, refer
 
 
 def temporal_attn_model(dtype=torch.float32, heads: int | None = 2) -> bytes:
-    """As above."""
+    """A model of one SplitTemporalAttn node between casts."""
     outer = TensorProto.DOUBLE if dtype == torch.float64 else TensorProto.FLOAT
     infos = {"query": (outer, "BTSC"), "key": (outer, "BUSC"), "value": (outer, "BUSC")}
     attributes = {} if heads is None else {"heads": heads}
@@ -96,7 +102,10 @@ def session_of(model: bytes, library: Path | None, threads: int = 1, profile: Pa
 
 
 def feeds_of(inputs, dtype) -> dict[str, np.ndarray]:
-    """Feeds from the inputs in fp64, rounded to what the node will see, which is exact in the feeds' own type."""
+    """Feeds from the inputs in fp64, rounded to what the node will see.
+
+    The rounded values are exact in the feeds' own type.
+    """
     outer = torch.float64 if dtype == torch.float64 else torch.float32
     rounded = {name: x.to(dtype).to(outer) for name, x in inputs.items() if name not in ("shapes", "reference")}
     rest = {name: x.to(outer) if name == "reference" else x for name, x in inputs.items() if name not in rounded}
@@ -108,7 +117,7 @@ NAMES = ("value", "shapes", "reference", "offsets", "logits")
 
 
 def storage_eps(dtype) -> float:
-    """The rounding of an output of that dtype, relative to its size: half a unit in the last place."""
+    """The relative rounding of an output of that dtype: half a unit in the last place."""
     return torch.finfo(dtype).eps / 2
 
 
@@ -258,7 +267,10 @@ def test_wrong_heads_are_an_error(library, heads, message):
 @each_dtype
 @pytest.mark.parametrize("op_type", ["MSDeformAttn", "SplitTemporalAttn"])
 def test_each_type_has_a_kernel_of_its_own(library, op_type, dtype):
-    """ONNX Runtime would run float16 on the float32 kernel, between casts, where it finds none."""
+    """Every dtype has its own kernel.
+
+    ONNX Runtime would run float16 on the float32 kernel, between casts, where it finds none.
+    """
     handle = ctypes.CDLL(str(library))
     handle.mssts_onnxruntime_created.restype = ctypes.c_char_p
     handle.mssts_onnxruntime_created()

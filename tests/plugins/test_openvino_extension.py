@@ -1,4 +1,4 @@
-"""OpenVINO's binding to the kernels: tensors whose sizes disagree are an error, and nothing is read past their ends."""
+"""OpenVINO's binding: errors for sizes that disagree, and no reads past the ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the TensorRT plugins compute when they are enqueued."""
+"""Results of the TensorRT plugins when they are enqueued."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 
 def host_kernels(name: str) -> Path:
-    """Kernels that work on host memory: those of the CPU library, or the CUDA kernels under emulation."""
+    """Kernels that work on host memory.
+
+    They are those of the CPU library, or the CUDA kernels under emulation.
+    """
     if name == "emulated":
         if tool := missing_tool():
             pytest.skip(f"the emulation is built with {tool}, which is not installed")
@@ -35,7 +38,10 @@ def host_kernels(name: str) -> Path:
 
 @pytest.fixture(params=["cpu", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def running(request, built: Built, start) -> Driver:
-    """A process whose `enqueue` computes: on host memory, or with the real library on a GPU."""
+    """A process whose `enqueue` computes.
+
+    On host memory, or with the real library on a GPU.
+    """
     if request.param != "gpu":
         one = start(host_kernels(request.param))
         one("dlopen", built.library, "now", "local")
@@ -61,7 +67,7 @@ def stored(tensor: torch.Tensor, file: Path) -> str:
 
 
 def enqueue(driver: Driver, folder: Path, inputs: list[torch.Tensor], out_shape: tuple[int, ...]) -> torch.Tensor:
-    """What the current plugin computes, in float64."""
+    """The output of the current plugin, in float64."""
     words = [stored(tensor, folder / f"{i}.bin") for i, tensor in enumerate(inputs)]
     words.append(stored(torch.zeros(out_shape, dtype=inputs[0].dtype), folder / "out.bin"))
     (folder / "out.bin").unlink()

@@ -1,4 +1,4 @@
-"""TensorRT's binding to the kernels, driven through TensorRT's own interfaces against a real runtime.
+"""TensorRT's binding, driven through TensorRT's interfaces and a real runtime.
 
 A small C++ program (tests/tensorrt_driver/driver.cpp) opens the lean runtime, which works without a GPU, loads the
 plugin library as Triton, trtexec and TensorRT itself do, and makes the calls that the builder and an engine make.
@@ -199,7 +199,10 @@ FORMATS = ["linear", "chw2", "hwc8", "chw32", "hwc"]
 
 @pytest.mark.parametrize("first", ["float32", "float16", "bfloat16"])
 def test_every_combination_of_types_and_formats(driver, first):
-    """For each tensor, all types, and all formats, after good ones: exactly the contract's are taken."""
+    """For each tensor, exactly the contract's types and formats are accepted.
+
+    All are tried, after good ones.
+    """
     same, index = {first}, {"int32", "int64"}
     floats = {"float32", "float16", "bfloat16"}
     for op, names, allowed in (
@@ -331,7 +334,10 @@ def test_sizes_that_are_not_known_yet_pass(driver):
 
 
 def test_a_kernel_that_fails_is_told_with_its_reason(driver, tmp_path):
-    """No library of kernels here: whatever status a kernel returns, enqueue returns, with the kernel's message."""
+    """Enqueue returns the kernel's status, with the kernel's message.
+
+    There is no library of kernels here.
+    """
     driver("create", "SplitTemporalAttn", "runtime", "heads:int32:1")
     file = tmp_path / "in"
     file.write_bytes(bytes(4))

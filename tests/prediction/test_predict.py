@@ -1,4 +1,4 @@
-"""`mssts predict` from end to end, with an engine whose answers can be told by eye."""
+"""`mssts predict` from end to end, with an engine whose answers are obvious."""
 
 from __future__ import annotations
 
@@ -108,7 +108,10 @@ def run(*arguments: object) -> int:
 
 
 def assert_follows(entry: dict, mask_of: object, length: int = LENGTH) -> None:
-    """Every frame's mask overlaps the truth by 0.85: the toy's masks reach a pixel or two beyond its 8-pixel cells."""
+    """Every frame's mask overlaps the truth by 0.85.
+
+    The toy's masks reach a pixel or two beyond its 8-pixel cells.
+    """
     assert len(entry["segmentations"]) == length
     for t, segmentation in enumerate(entry["segmentations"]):
         truth = mask_of(t)

@@ -1,4 +1,7 @@
-"""`mssts predict` on what real files are like: masks, boxes, times and notes are those of the film as displayed."""
+"""`mssts predict` on realistic files.
+
+Masks, boxes, times and notes are those of the film as displayed.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +151,7 @@ def test_names_with_colons_are_written_too(engine: Path, tmp_path: Path, monkeyp
 def write_dataset(folder: Path, masks_as: str) -> Path:
     """Frames stored a quarter turn away from how they are displayed.
 
-    Masks of the picture displayed, or as stored.
+    Masks are of the picture displayed, or of the one stored.
     """
     images = folder / "JPEGImages" / "scene"
     images.mkdir(parents=True)
@@ -189,10 +192,7 @@ def test_a_data_set_whose_images_are_turned_by_exif(
 
 
 def test_a_name_that_is_not_text_costs_nothing(tmp_path: Path) -> None:
-    """Linux takes any bytes for a name.
-
-    The results are written, and what cannot be printed is escaped.
-    """
+    """File names of any bytes: results are written, unprintable bytes are escaped."""
     engine = write_toy_engine(tmp_path / "engine").parent
     folder = tmp_path / os.fsdecode(b"sc\xffne")
     folder.mkdir()

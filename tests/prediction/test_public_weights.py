@@ -1,4 +1,4 @@
-"""From a checkpoint of the released form to tracked masks, against the steps of the released inference.py."""
+"""From a released checkpoint to tracked masks, against the released inference.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def released_inference(checkpoint: Path, video: Path) -> list[tuple[int, float, np.ndarray]]:
-    """(category id, score, mask logits [T, H, W]) of the ten best, by the steps that the released code takes."""
+    """(category id, score, mask logits [T, H, W]) of the ten best.
+
+    They are computed by the steps that the released code takes.
+    """
     image = pytest.importorskip("PIL.Image")
     frames = [image.open(path) for path in sorted(video.iterdir())]
     resized = [frame.resize((int(360 * WIDTH / HEIGHT), 360), image.Resampling.BILINEAR) for frame in frames]

@@ -64,7 +64,9 @@ def encode(mask: np.ndarray | None) -> bytes | None:
 
 
 def found(start: int, end: int, objects: Sequence[tuple[int, float, Masks]]) -> Instances:
-    """What an engine that sees perfectly finds in frames start … end − 1 of objects (label, score, masks), best first.
+    """A perfect engine's findings in frames start … end − 1, best first.
+
+    Objects are (label, score, masks).
 
     As an engine, it does not know its earlier answers: the order tells nothing of identity.
     """

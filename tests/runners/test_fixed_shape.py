@@ -1,4 +1,4 @@
-"""An engine of one shape answers for every clip that can be brought into it, as one of any shape answers."""
+"""An engine of one shape answers as one of any shape, for clips brought into it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's runner, beside our kernels: what crosses to a device, and what is said where a provider is absent."""
+"""ONNX Runtime's runner: transfers to a device, and absent providers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ print(*np.diff(pages))
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
 def test_the_second_inference_takes_the_memory_of_the_first(exported):
-    """ONNX Runtime would plan for a shape that it has seen, and hold both the planned block and the first one's."""
+    """Memory is not planned for a shape.
+
+    ONNX Runtime would plan for a shape that it has seen, and hold both the planned block and the first one's.
+    """
     program = [sys.executable, "-c", _GROWTH, str(exported[1] / "model.onnx")]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     first, *later = map(int, done.stdout.split())
@@ -122,7 +125,10 @@ def test_without_cuda_it_says_so_and_auto_takes_the_processor(file):
 
 
 def test_a_provider_that_falls_back_is_refused(file, monkeypatch):
-    """ONNX Runtime with CUDA on a machine without a GPU makes a session of its CPU provider, and goes on."""
+    """A CUDA provider without a GPU is an error.
+
+    ONNX Runtime with CUDA would make a session of its CPU provider and go on.
+    """
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(CUDA))
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(

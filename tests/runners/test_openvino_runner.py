@@ -1,4 +1,4 @@
-"""The OpenVINO runner: it computes what PyTorch computes, with and without our kernels, and says what it runs."""
+"""The OpenVINO runner: agreement with PyTorch, with and without our kernels."""
 
 from __future__ import annotations
 
@@ -121,9 +121,9 @@ def test_errors_are_one_line_and_name_the_file(file, tmp_path, monkeypatch):
 
 
 def test_weights_beside_the_file_leave_memory_and_answers_stay(file, tmp_path):
-    """OpenVINO computes with its own copies.
+    """Mapped memory is given back.
 
-    What it has mapped comes back where it does not.
+    OpenVINO computes with its own copies.
     """
     apart = tmp_path / "model.onnx"
     save_model(onnx.load(file), apart, largest=0)
@@ -165,7 +165,10 @@ os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def test_signals_are_handled_after_runners_are_closed(file):
-    """OpenVINO 2026.4 changes the stack that signals are handled on, on processors with AMX, and leaves one that is
-    freed where two of its cores go in the order they came: the next signal then kills the process."""
+    """A process with several runners survives a signal.
+
+    OpenVINO 2026.4 changes the stack that signals are handled on, on processors with AMX, and leaves one that is freed
+    where two of its cores go in the order they came: the next signal then kills the process.
+    """
     done = subprocess.run([sys.executable, "-c", _CLOSE_AND_GET_A_SIGNAL, str(file)], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr[-2000:]

@@ -1,4 +1,7 @@
-"""The TensorRT runner's errors, shapes and order of calls, with stand-ins for TensorRT and CUDA (no GPU here)."""
+"""The TensorRT runner's errors, shapes and order of calls, with stand-ins.
+
+They stand for TensorRT and CUDA, so no GPU is needed.
+"""
 
 from __future__ import annotations
 

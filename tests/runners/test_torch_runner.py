@@ -1,4 +1,4 @@
-"""Prediction with a checkpoint itself, without an export, and the whole video as one clip."""
+"""Prediction with a checkpoint, without an export, and a video as one clip."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ def test_the_manifest_is_that_of_the_checkpoint(checkpoint: Path) -> None:
 
 
 def test_a_released_checkpoint_predicts(tmp_path: Path) -> None:
-    """Its names and its classes, at a size that runs in a moment: two layers, and few queries."""
+    """The released names and classes at a size that runs in a moment.
+
+    Two layers and few queries.
+    """
     small = replace(preset("mssts_r50").model, encoder_layers=1, decoder_layers=1, queries=6, switches=BASELINE)
     ours = MSSTSVIS(small).state_dict()
     shapes = json.loads((GOLDEN / "resnet50.keys.json").read_text())
@@ -241,8 +244,11 @@ def test_own_category_ids_and_names_reach_the_results_and_the_pictures(
 
 
 def released_entries(checkpoint: Path, source: Path) -> list[tuple[int, float, list[dict[str, Any] | None]]]:
-    """(category id, score, masks) of a video as the released `inference.py` has them: the 10 best of class × query,
-    masks at the size of the file through `interpolate`, and none where the score is below 0.001."""
+    """(category id, score, masks) of a video, as the released `inference.py` computes.
+
+    The 10 best of class × query, masks at the size of the file through `interpolate`, and none where the score is below
+    0.001.
+    """
     video = json.loads(source.read_text())["videos"][0]
     segmenter = LocalSegmenter(checkpoint, threads=1)
     paths = [source.parent / name for name in video["file_names"]]

@@ -1,4 +1,4 @@
-"""`--as-released`: to the bit what the released inference.py does to frames, and to masks."""
+"""`--as-released`: exactly the released inference.py, for frames and masks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from mssts.segmenters.postprocessing import to_instances
 
 
 def pillow(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What Pillow, which the released code resizes with, makes of an image."""
+    """Pillow's resize of an image, which the released code uses."""
     image = pytest.importorskip("PIL.Image")
     return np.asarray(image.fromarray(image_HWC).resize(size[::-1], image.Resampling.BILINEAR))
 
 
 def triangle(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The same in float64 from the filter's definition: per axis, weights 1 − |distance| / max(scale, 1)."""
+    """The resize in float64 from the filter's definition.
+
+    Per axis, weights are 1 − |distance| / max(scale, 1).
+    """
     values = image_HWC.astype(float)
     for axis in (0, 1):
         old, new = image_HWC.shape[axis], size[axis]

@@ -17,10 +17,7 @@ from mssts.segmenters.postprocessing import to_instances
 def engine_output(
     mask_logits_Thw: np.ndarray, boxes: object = (0.5, 0.5, 1.0, 1.0), scores: object = (0.9,)
 ) -> EngineOutput:
-    """One clip.
-
-    Every instance has the same masks and boxes.
-    """
+    """One clip in which every instance has the same masks and boxes."""
     scores_K = np.array(scores, np.float32)
     K, T = len(scores_K), len(mask_logits_Thw)
     return EngineOutput(
@@ -32,10 +29,7 @@ def engine_output(
 
 
 def decoded(found: Instances, instance: int = 0) -> np.ndarray:
-    """Masks [T, H, W] of an instance.
-
-    All false where it has none.
-    """
+    """Masks [T, H, W] of an instance, false where it has none."""
     return np.stack([
         np.zeros(found.size, bool) if rle is None
         else coco_mask.decode({"size": list(found.size), "counts": rle}).astype(bool)
@@ -44,7 +38,10 @@ def decoded(found: Instances, instance: int = 0) -> np.ndarray:
 
 
 def interpolation_matrix(pixels: int, valid: int) -> np.ndarray:
-    """Row y holds the weights of the logits at pixel y: the definition written out, in float64."""
+    """Row y holds the weights of the logits at pixel y.
+
+    It is the definition written out, in float64.
+    """
     logits = -(-valid // 4)
     matrix = np.zeros((pixels, logits))
     for y in range(pixels):

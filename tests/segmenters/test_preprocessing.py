@@ -197,8 +197,11 @@ def test_engine_input_shrinks_by_averaging() -> None:
 
 
 def test_a_fine_pattern_does_not_alias() -> None:
-    """Stripes that are finer than the new pixels become grey: the released code's resize, Pillow's bilinear, widens its
-    filter as far as the picture shrinks. Without that, in plain bilinear interpolation, stripes come out as others."""
+    """Stripes finer than the new pixels become grey.
+
+    The released code's resize, Pillow's bilinear, widens its filter as far as the picture shrinks. In plain bilinear
+    interpolation, stripes would become other stripes.
+    """
     stripes = np.zeros((1, 256, 512, 3), np.uint8)
     stripes[:, :, ::2] = 255  # a quarter of the size of the new pixels
     checks = np.zeros((1, 192, 384, 3), np.uint8)

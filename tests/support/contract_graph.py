@@ -1,4 +1,7 @@
-"""A graph with the engine's inputs and outputs, one convolution and one node of ours, which builds in a second."""
+"""A small graph with the engine's inputs and outputs that builds in a second.
+
+It has one convolution and one of our nodes.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ OUTPUTS = {"scores": [1, 4], "labels": [1, 4], "boxes": [1, 4, 2, 4], "mask_logi
 
 
 def parity_report() -> dict[str, object]:
-    """As an export's manifest has it.
+    """A parity report as in an export's manifest.
 
-    Errors of 1e-3, and bounds of twice that.
+    Its errors are 1e-3, and its bounds twice that.
     """
     outputs = [
         {"case": "shapes", "output": name, "max_abs": 1e-3, "rms": 1e-3, "max_bound": 2e-3, "rms_bound": 2e-3}
@@ -86,10 +89,7 @@ def contract_graph(unsupported: bool = False) -> onnx.ModelProto:
 
 
 def write_export(folder: Path, model: onnx.ModelProto | None = None) -> Path:
-    """Writes the graph and a manifest as `mssts export` would.
-
-    Returns the folder.
-    """
+    """Writes the graph and a manifest as `mssts export` would, and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
     onnx.save(model or contract_graph(), path)

@@ -1,4 +1,4 @@
-"""Where the tests of the CUDA kernels run them: through the emulation that g++ builds, or on a GPU."""
+"""Backends for the tests of the CUDA kernels: g++'s emulation, or a GPU."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ TOOLS = ("c++", "cmake")
 
 
 def missing_tool() -> str:
-    """What the emulation cannot be built without and this machine lacks.
-
-    Empty where nothing is.
-    """
+    """The tools that the emulation needs and this machine lacks, empty if none."""
     return next((tool for tool in TOOLS if shutil.which(tool) is None), "")
 
 
 def build_emulation() -> Path:
-    """The folder of the emulated library and its checks, built once for each state of the sources.
+    """The folder of the emulated library, built once for each state of the sources.
+
+    The emulation's own checks are there too.
 
     It is this user's own and named by the sources' hash, so that a second run of the tests finds it.
     """
@@ -60,7 +59,10 @@ def build_emulation() -> Path:
 
 
 class Memory:
-    """A copy of a tensor where a kernel may use it: `pointer` for the kernel, `tensor()` for the test."""
+    """A copy of a tensor where a kernel may use it.
+
+    `pointer` is for the kernel, `tensor()` for the test.
+    """
 
     pointer: int
 
@@ -69,7 +71,9 @@ class Memory:
 
 
 class GuardedMemory(Memory):
-    """Host memory whose end touches a page that faults, less than 16 bytes away for the sake of alignment.
+    """Host memory whose end touches a page that faults.
+
+    It ends less than 16 bytes before the page, for the sake of alignment.
 
     Those, and all bytes before the tensor back to the other guard page, hold a pattern that is checked. The address is
     `offset` more than a multiple of 16.
@@ -147,10 +151,7 @@ class Backend:
                 self.handle.mssts_emulation_order(ctypes.c_int64(0))
 
     def kernels(self) -> str:
-        """The launches since the last question, one a line.
-
-        Emulated alone.
-        """
+        """The launches since the last call, one a line, in emulation only."""
         self.handle.mssts_emulation_launches.restype = ctypes.c_char_p
         return str(self.handle.mssts_emulation_launches().decode())
 
@@ -169,10 +170,7 @@ class Backend:
         return self.memory(torch.empty(*shape, dtype=dtype), offset, copy=False)
 
     def temporal_forward(self, inputs: TemporalInputs, offset: int = 0) -> Tensor:
-        """out_BTSC.
-
-        All tensors misaligned by `offset` bytes.
-        """
+        """out_BTSC, with all tensors misaligned by `offset` bytes."""
         call, kept = self._temporal_call(inputs, offset)
         kept["out"] = self.room(inputs.query_BTSC.shape, inputs.query_BTSC.dtype, offset)
         call.out = kept["out"].pointer
@@ -207,10 +205,7 @@ class Backend:
         return call, kept
 
     def deform_forward(self, inputs: DeformInputs, offset: int = 0, flags: int = 0) -> Tensor:
-        """out_NQC.
-
-        The tensors of the value's dtype misaligned by `offset` bytes.
-        """
+        """out_NQC, with tensors of the value's dtype misaligned by `offset` bytes."""
         call, kept = self._deform_call(inputs, offset)
         call.flags = flags
         kept["out"] = self.room((call.batch, call.queries, call.heads * call.channels), inputs.value_NSMD.dtype, offset)

@@ -1,4 +1,4 @@
-"""Changes of one value in a JSON file, for tests of what readers say of a broken one."""
+"""Changes one value in a JSON file, for tests of readers' messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Inputs that are hard for a kernel of the two ops, and the ops in float64 with gradients, written independently."""
+"""Hard inputs for kernels of the two ops, and the ops in float64 with gradients.
+
+The ops are written independently.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ PYRAMID: Shapes = ((9, 12), (5, 6), (3, 3), (2, 2))
 
 @dataclass
 class DeformInputs:
-    """What `ms_deform_attn` takes.
+    """The inputs of `ms_deform_attn`.
 
-    The reference in float32 (float64 with float64).
+    The reference points are in float32 (float64 with float64).
     """
 
     value_NSMD: Tensor
@@ -46,7 +49,7 @@ class DeformInputs:
         )
 
     def double(self) -> DeformInputs:
-        """The same numbers in float64."""
+        """The inputs in float64."""
         tensors = (self.value_NSMD, self.shapes_L2, self.reference_NQLR, self.offsets_NQMLP2, self.logits_NQMLP)
         return DeformInputs(
             *(x.double() if x.is_floating_point() else x for x in (*tensors, self.grad_NQC)), self.shapes
@@ -125,8 +128,10 @@ DEFORM_CASES = [
 
 
 def deform_reference(inputs: DeformInputs) -> Tensor:
-    """MSDeformAttn in the dtype of its inputs, differentiable: points outside are zero, whatever they are, and a NaN
-    location gives NaN."""
+    """MSDeformAttn in the dtype of its inputs, differentiable.
+
+    Points outside are zero, whatever they are, and a NaN location gives NaN.
+    """
     value, _, reference, offsets, logits, shapes = inputs.args()
     N, _, M, D = value.shape
     Q, L, P = offsets.shape[1], offsets.shape[3], offsets.shape[4]
@@ -166,7 +171,10 @@ def deform_reference(inputs: DeformInputs) -> Tensor:
 
 
 def deform_gradients(inputs: DeformInputs) -> tuple[Tensor, dict[str, Tensor]]:
-    """The output in float64 and the gradients by autograd: value, reference, offsets, logits."""
+    """The output in float64 and the gradients by autograd.
+
+    They are those of value, reference, offsets and logits.
+    """
     exact = inputs.double()
     leaves = {
         "value": exact.value_NSMD.requires_grad_(),
@@ -210,7 +218,10 @@ def deform_call(inputs: DeformInputs, **more: Tensor | None) -> kernels.DeformAt
 
 @dataclass
 class TemporalInputs:
-    """What `split_temporal_attn` takes: [B, T, S, C] and [B, U, S, C], the channels of a token contiguous."""
+    """The inputs of `split_temporal_attn`: [B, T, S, C] and [B, U, S, C].
+
+    The channels of a token are contiguous.
+    """
 
     query_BTSC: Tensor
     key_BUSC: Tensor
@@ -219,7 +230,7 @@ class TemporalInputs:
     grad_BTSC: Tensor
 
     def double(self) -> TemporalInputs:
-        """The same numbers in float64."""
+        """The inputs in float64."""
         q, k, v, g = (x.double() for x in (self.query_BTSC, self.key_BUSC, self.value_BUSC, self.grad_BTSC))
         return TemporalInputs(q, k, v, self.heads, g)
 
@@ -228,7 +239,7 @@ class TemporalInputs:
 class TemporalCase:
     """A named kind of input of SplitTemporalAttn.
 
-    `layout`: chunked (q, k, v of one tensor), dense or spaced.
+    `layout` is chunked (q, k, v of one tensor), dense or spaced.
     """
 
     name: str
@@ -326,7 +337,10 @@ def misplaced(tensor: Tensor) -> Tensor:
 
 
 def guarded(tensor: Tensor, fill: float = 0.0) -> tuple[Tensor, np.ndarray]:
-    """A tensor like this one with 256 bytes before and after it, and those bytes: unchanged if nothing overruns."""
+    """A copy of the tensor with 256 bytes before and after it, and those bytes.
+
+    They are unchanged if nothing overruns.
+    """
     size = tensor.numel() * tensor.element_size()
     space = torch.full((size + 512,), 0xA5, dtype=torch.uint8)
     inner = space[256 : 256 + size].view(tensor.dtype).view(tensor.shape).fill_(fill)

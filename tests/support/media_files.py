@@ -1,4 +1,7 @@
-"""Video and image files with what real ones have: several streams, display matrices, wide pixels, EXIF."""
+"""Realistic video and image files.
+
+They have several streams, display matrices, wide pixels or EXIF.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ def write_video(
     still: np.ndarray | None = None,
     sound: bool = False,
 ) -> Path:
-    """Writes RGB frames, or frames as the planes of `pix_fmt` (of uint8 or uint16), nearly without loss.
+    """Writes frames nearly without loss.
+
+    They are RGB, or the planes of `pix_fmt` (of uint8 or uint16).
 
     Args:
         path: its suffix says which container.
@@ -104,7 +109,10 @@ def write_sound(path: Path) -> Path:
 
 
 def set_display_matrix(path: Path, turn: tuple[int, int, int, int]) -> None:
-    """Makes players of an mp4 show a point x, y of its only track at (a·x + c·y, b·x + d·y)."""
+    """Makes players show a point x, y at (a·x + c·y, b·x + d·y).
+
+    The file is an mp4 with a single track.
+    """
     data = bytearray(path.read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40  # of a header of version 0
     assert struct.unpack(">9i", data[matrix : matrix + 36]) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
@@ -114,7 +122,10 @@ def set_display_matrix(path: Path, turn: tuple[int, int, int, int]) -> None:
 
 
 def as_displayed(picture: np.ndarray, turn: tuple[int, int, int, int]) -> np.ndarray:
-    """What a player shows of a picture: each pixel moved by the matrix, the whole moved back into view."""
+    """A picture as a player shows it.
+
+    Each pixel is moved by the matrix, the whole is moved back into view.
+    """
     a, b, c, d = turn
     rows, columns = np.indices(picture.shape[:2])
     x, y = a * columns + c * rows, b * columns + d * rows
@@ -125,7 +136,10 @@ def as_displayed(picture: np.ndarray, turn: tuple[int, int, int, int]) -> np.nda
 
 
 def add_cover(path: Path, picture: np.ndarray) -> None:
-    """Puts a cover picture into an mp4 or m4a, as music players and drones do, before its tracks."""
+    """Puts a cover picture before the tracks of an mp4 or m4a.
+
+    Music players and drones do so.
+    """
     jpeg = cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes()
     cover = _box(b"covr", _box(b"data", struct.pack(">II", 13, 0) + jpeg))
     handler = _box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
@@ -144,7 +158,10 @@ def _box(kind: bytes, content: bytes) -> bytes:
 
 
 def with_exif(encoded: bytes, tag: int, order: str = ">", kind: int = 3) -> bytes:
-    """A JPEG or PNG with an EXIF orientation, in big or little endian order, as a short (3) or a long (4)."""
+    """A JPEG or PNG with an EXIF orientation.
+
+    In big or little endian order, as a short (3) or a long (4).
+    """
     value = struct.pack(f"{order}HH", tag, 0) if kind == 3 else struct.pack(f"{order}I", tag)
     make = struct.pack(f"{order}HHI", 0x010F, 2, 4) + b"abc\0"  # another entry before it
     entry = struct.pack(f"{order}HHI", 0x0112, kind, 1) + value

@@ -12,7 +12,7 @@ from mssts.model.mssts_vis import MSSTSVIS
 def build(config: ModelConfig, seed: int = 0, awake: bool = True) -> MSSTSVIS:
     """A model in evaluation mode.
 
-    `awake` gives the zero-initialised projections of the additions random weights.
+    `awake` gives random weights to the switches' zero-initialised projections.
     """
     torch.manual_seed(seed)
     model = MSSTSVIS(config).eval()

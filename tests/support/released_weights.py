@@ -1,4 +1,7 @@
-"""Checkpoints of the released form, whose values are those of the golden files: `parity/golden.py`."""
+"""Checkpoints of the released form with the values of the golden files.
+
+See `parity/golden.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def golden_keys() -> dict[str, list[int]]:
 
 
 def fewer_keys(queries: int) -> dict[str, list[int]]:
-    """The same with one encoder layer, one decoder layer, and so many queries."""
+    """The keys of a model with one encoder layer, one decoder layer, and `queries`."""
     later = re.compile(r".*(encoder|decoder)\.layers\.[1-5]\..*|.*(class|bbox)_embed\.[1-5]\..*")
     keys = {name: shape for name, shape in golden_keys().items() if not later.fullmatch(name)}
     return {**keys, "detr.query_embed.weight": [queries, *keys["detr.query_embed.weight"][1:]]}

@@ -1,4 +1,4 @@
-"""The model of the tests that export one: a tinier `tiny`, every layer of it awake."""
+"""The model of the tests that export one: smaller than `tiny`, no layer zero."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def small() -> Preset:
 
 
 def awake_model() -> MSSTSVIS:
-    """Random weights, the zero-initialised ones too, and scores far enough apart not to tie."""
+    """Random weights, no layer zero, and scores far enough apart not to tie."""
     torch.manual_seed(0)
     model = MSSTSVIS(small().model).eval()
     for name, parameter in model.named_parameters():

@@ -1,4 +1,7 @@
-"""Builds and talks to tests/tensorrt_driver/driver.cpp, which calls a plugin library as TensorRT does."""
+"""Builds and talks to a driver that calls a plugin library as TensorRT does.
+
+It is tests/tensorrt_driver/driver.cpp.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ PLUGINS, DRIVER = ROOT / "plugins", ROOT / "tests" / "tensorrt_driver"
 
 @dataclass
 class Reply:
-    """What the driver answers: the call's result, and what was logged meanwhile."""
+    """The driver's answer: the call's result, and what was logged meanwhile."""
 
     result: object
     log: list[tuple[str, str]]
@@ -59,16 +62,13 @@ class Driver:
         return Reply(reply["result"], [tuple(entry) for entry in reply["log"]])
 
     def close(self) -> str:
-        """Ends the process.
-
-        What it wrote to stderr.
-        """
+        """Ends the process and returns what it wrote to stderr."""
         return self.process.communicate()[1] if self.process.poll() is None or self.process.stdout else ""
 
 
 @dataclass
 class Built:
-    """What the tests compile, and the runtime that it runs against."""
+    """The compiled files of the tests, and the runtime that they run against."""
 
     driver: Path
     library: Path
@@ -101,7 +101,10 @@ def cuda_headers() -> Path:
 
 
 def runtime_library(major: int) -> Path:
-    """A TensorRT runtime: the file that TENSORRT_RUNTIME names, or out of a Python package."""
+    """A TensorRT runtime.
+
+    It is the file that TENSORRT_RUNTIME names, or comes from a Python package.
+    """
     if named := os.environ.get("TENSORRT_RUNTIME"):
         return Path(named)
     for package, name in (("tensorrt_lean_libs", "libnvinfer_lean.so"), ("tensorrt_libs", "libnvinfer.so")):
@@ -113,9 +116,9 @@ def runtime_library(major: int) -> Path:
 
 
 def compile_all(folder: Path) -> Built:
-    """Compiles the driver, and the plugins over host_kernels.cpp in place of CUDA.
+    """Compiles the driver and the plugins over host_kernels.cpp in place of CUDA.
 
-    Skips where it cannot.
+    Skips the test where it cannot.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:

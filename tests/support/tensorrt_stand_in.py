@@ -1,4 +1,7 @@
-"""Stand-ins for TensorRT, pycuda and cuda-python, with as much of them as the runner calls. Nothing is computed."""
+"""Stand-ins for TensorRT, pycuda and cuda-python.
+
+They have as much as the runner calls, and compute nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,7 @@ from mssts.runners.tensorrt_library import Gpu
 
 
 class Machine:
-    """What the stand-ins are asked, in order.
-
-    And what they answer.
-    """
+    """The calls of the stand-ins, in order, and their answers."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -17,7 +17,10 @@ LEVELS = SHAPES["four levels"]
 def deformable(
     dtype: torch.dtype = torch.float64, R: int = 2, N: int = 2, Q: int = 7, D: int = 8, seed: int = 0
 ) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    """The op's floating inputs (value, reference, offsets, logits), the reference in fp32 at least, and the op."""
+    """The op and its floating inputs (value, reference, offsets, logits).
+
+    The reference points are in fp32 at least.
+    """
     value, shapes_L2, reference, offsets, logits, shapes = deformable_inputs(LEVELS, N=N, Q=Q, D=D, R=R, seed=seed)
     leaves = [value.to(dtype), reference.to(torch.promote_types(dtype, torch.float32)), offsets.to(dtype)]
     leaves.append(logits.to(dtype))
@@ -37,7 +40,10 @@ either_op = pytest.mark.parametrize("make", OPS.values(), ids=OPS.keys())
 
 
 def gradients(op: Callable[..., Tensor], leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    """The output and its gradients, for a random gradient of the output that every dtype has exactly."""
+    """The output and its gradients.
+
+    They are for a random gradient of the output that every dtype has exactly.
+    """
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     out = op(*leaves)
     grad = torch.randint(-8, 9, out.shape, generator=torch.Generator().manual_seed(9)).to(out) / 4

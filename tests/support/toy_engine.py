@@ -1,4 +1,6 @@
-"""An engine with the contract's inputs and outputs that needs no training: it finds red, green and blue things.
+"""An engine without training that finds red, green and blue things.
+
+It has the contract's inputs and outputs.
 
 With it the tests of serving, of the clients and of pre- and postprocessing run a real ONNX file in milliseconds, and
 what it must answer for a picture is obvious to the eye.
@@ -25,7 +27,10 @@ _ONNX_TYPES = {"uint8": TensorProto.UINT8, "int32": TensorProto.INT32, "float32"
 
 
 class _Graph:
-    """Builds a graph by calls: `graph("Add", x, y)` appends a node and returns the name of its output."""
+    """Builds a graph by calls.
+
+    `graph("Add", x, y)` appends a node and returns the name of its output.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -91,7 +96,10 @@ def _toy_model() -> onnx.ModelProto:
     inside_float = g("Cast", inside, to=TensorProto.FLOAT)
 
     def extent(cell_count: str, other_axis: int, valid_B1: str) -> tuple[str, str]:
-        """First and last edge of the cells along one axis, as fractions [B, C, T] of the valid size; 0, 0 if none."""
+        """First and last edge of the cells along one axis, [B, C, T].
+
+        They are fractions of the valid size, and 0, 0 if there are none.
+        """
         number = numbers(cell_count)
         is_in = g("Cast", g("ReduceMax", inside_float, i([other_axis]), keepdims=0), to=TensorProto.BOOL)
         last = g("ReduceMax", g("Where", is_in, g("Add", number, f(1)), f(0)), i([3]), keepdims=0)
@@ -134,7 +142,7 @@ def _toy_model() -> onnx.ModelProto:
 def write_toy_engine(folder: Path, shape: FixedShape | None = None) -> Path:
     """Writes `model.onnx` and `manifest.json` into `folder`.
 
-    Returns the path of the model. It takes `shape` alone, if that is given.
+    Returns the path of the model, which takes only `shape` if that is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
