@@ -305,7 +305,7 @@ class TritonServer:
         while not self._is_ready():
             ended = _wait_without_reaping(self._process.pid, _POLL_SECONDS)
             if ended is not None:
-                raise MsstsError(f"tritonserver failed to start ({_told(ended)}); its log says: {self.failure()}")
+                raise MsstsError(f"tritonserver failed to start ({_cause(ended)}); its log says: {self.failure()}")
             if time.monotonic() > deadline:
                 raise MsstsError(
                     f"tritonserver was not ready after {self._startup_timeout:g} s; its log says: {self.failure()}"
@@ -380,7 +380,7 @@ def _wait_without_reaping(pid: int, seconds: float) -> os.waitid_result | None:
         time.sleep(_POLL_SECONDS)
 
 
-def _told(ended: os.waitid_result) -> str:
+def _cause(ended: os.waitid_result) -> str:
     kind = "exit code" if ended.si_code == os.CLD_EXITED else "signal"
     return f"{kind} {ended.si_status}"
 

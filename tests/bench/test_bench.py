@@ -18,7 +18,7 @@ def test_the_variants_are_the_baseline_each_addition_alone_and_all():
     assert set(found) == {"baseline", "intra_scale", "inter_scale", "temporal_decoder", "all"}
 
 
-def test_what_the_additions_cost_is_printed_and_written(tmp_path, capsys):
+def test_what_the_switches_cost_is_printed_and_written(tmp_path, capsys):
     out = tmp_path / "switches.json"
     arguments = ["--preset", "tiny", "--size", "32x48", "--frames", "2", "--repeats", "2", "--out", str(out)]
     assert main(["bench", "switches", *arguments]) == 0

@@ -38,7 +38,7 @@ def run_on_small_disk(disk: Path, kibibytes: int, *arguments: object) -> tuple[i
     return done.returncode, Path(f"{disk}.err").read_text().splitlines(), done.stdout.split()
 
 
-def assert_told(code: int, lines: list[str], left: list[str]) -> None:
+def assert_reported(code: int, lines: list[str], left: list[str]) -> None:
     assert code == 2, lines
     assert "Traceback" not in "\n".join(lines)
     assert "error: " in lines[-1] and DISK_FULL in lines[-1]
@@ -47,7 +47,9 @@ def assert_told(code: int, lines: list[str], left: list[str]) -> None:
 
 def test_data_synth(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    assert_told(*run_on_small_disk(disk, 256, "data", "synth", "--videos", 6, "--seed", 1, "--out", disk / "shapes"))
+    assert_reported(
+        *run_on_small_disk(disk, 256, "data", "synth", "--videos", 6, "--seed", 1, "--out", disk / "shapes")
+    )
 
 
 @pytest.mark.parametrize("kibibytes", [4, 64], ids=["results", "overlay"])
@@ -59,7 +61,7 @@ def test_predict(tmp_path: Path, kibibytes: int) -> None:
         cv2.imwrite(str(folder / f"{t}.png"), rng.integers(0, 256, (128, 256, 3), dtype=np.uint8))
     engine = write_toy_engine(tmp_path / "engine").parent
     pictures = ["--pictures", 0] if kibibytes == 4 else []
-    assert_told(
+    assert_reported(
         *run_on_small_disk(disk, kibibytes, "predict", folder, "--model", engine, "--out", disk / "out", *pictures)
     )
 
@@ -68,7 +70,7 @@ def test_predict(tmp_path: Path, kibibytes: int) -> None:
 def test_export(exported, tmp_path: Path) -> None:
     checkpoint, _, _ = exported
     disk = tmp_path / "disk"
-    assert_told(*run_on_small_disk(disk, 512, "export", checkpoint, "--out", disk / "engine"))
+    assert_reported(*run_on_small_disk(disk, 512, "export", checkpoint, "--out", disk / "engine"))
 
 
 @pytest.mark.slow

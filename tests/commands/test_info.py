@@ -158,7 +158,7 @@ def test_engines_are_those_that_can_be_imported(libraries, reported, monkeypatch
 
 
 @pytest.mark.skipif(bool(BUILT.reason), reason=f"the CPU kernels: {BUILT.reason}")
-def test_active_kernels_are_told_with_their_origin(reported):
+def test_active_kernels_are_shown_with_their_origin(reported):
     found, printed = reported()
     entry = found["kernels"]["PyTorch, CPU"]
     assert entry["active"] and entry["path"] == str(BUILT.path)
@@ -199,7 +199,7 @@ def test_a_pytorch_without_cuda_does_not_use_cuda_kernels(libraries, reported):
     assert entry["detail"].startswith("built for sm_90, but this PyTorch is built without CUDA")
 
 
-def test_a_broken_library_of_onnx_runtimes_is_told(libraries, reported):
+def test_a_broken_library_of_onnx_runtimes_is_reported(libraries, reported):
     (libraries / "libmssts_onnxruntime.so").write_bytes(b"no library")
     entry = reported()[0]["kernels"]["ONNX Runtime, CPU"]
     assert not entry["active"]

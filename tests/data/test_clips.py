@@ -214,7 +214,7 @@ def test_colours_change_from_clip_to_clip_and_not_within_one(tmp_path: Path) -> 
 
 
 def test_grey_stays_grey(tmp_path: Path) -> None:
-    """Brightness and contrast are equal in all channels, hue and saturation spare grey."""
+    """Brightness and contrast treat channels equally, hue and saturation keep grey."""
     grey = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
     dataset = write_video(tmp_path, [grey], [np.ones((16, 16), bool)])
     transform = ClipTransform(short_edges=(16,), long_edge=16, crop=0, flip=0, jitter=1)

@@ -207,7 +207,7 @@ def test_a_file_that_is_no_object(tmp_path: Path) -> None:
         read_youtube_vis(write(tmp_path, []))
 
 
-def test_images_lie_in_jpegimages_or_beside_the_file_or_where_told(tmp_path: Path) -> None:
+def test_images_lie_in_jpegimages_or_beside_the_file_or_where_given(tmp_path: Path) -> None:
     path = write(tmp_path, content())
     assert read_youtube_vis(path).images == tmp_path
     (tmp_path / "JPEGImages").mkdir()
