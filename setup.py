@@ -26,7 +26,10 @@ class DistributionWithKernels(Distribution):
 
 
 class BuildWithoutLeftovers(build_py):
-    """Drops what an earlier build left in `build/lib*`, such as modules since moved: all of it would be packed."""
+    """Drops what an earlier build left in `build/lib*`, which would be packed.
+
+    Modules that have moved since are an example.
+    """
 
     def run(self) -> None:
         leftovers = Path(self.build_lib).resolve()

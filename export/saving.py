@@ -12,7 +12,9 @@ LARGEST_FILE = 1 << 26
 
 
 def save_model(model: onnx.ModelProto, path: Path, largest: int = LARGEST_FILE) -> None:
-    """Writes `path`, and its weights to `path` + ".data" beside it if it would have more than `largest` bytes.
+    """Writes a model, and its weights beside it if it has over `largest` bytes.
+
+    The weights go to `path` + ".data".
 
     The same model gives the same bytes.
     """

@@ -61,7 +61,10 @@ def map_by_name(engine: Sequence[Category], table: Sequence[Category], source: s
 
 
 def _same(category: Category, table: Sequence[Category], others: Sequence[Category]) -> Category | None:
-    """The entry of a table for a category among `others`, None if there is none or several have its name."""
+    """The entry of a table for a category, None if there is no unambiguous one.
+
+    There is none if no entry has its name, or several among `others` do.
+    """
     same_id = next((entry for entry in table if entry.id == category.id), None)
     if same_id is not None and _key(same_id.name) == _key(category.name):
         return same_id

@@ -74,7 +74,10 @@ def grid_sample(inputs: DeformInputs) -> Tensor:
 
 
 def grid_sample_points_first(inputs: DeformInputs) -> Tensor:
-    """With points as the grid's rows, so that queries are innermost: the fastest found."""
+    """With points as the grid's rows, so that queries are innermost.
+
+    It is the fastest arrangement found.
+    """
     N, Q, M, _, P = inputs.logits_NQMLP.shape
     locations, weights = _locations_and_weights(inputs)
     grids = (2 * locations - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # [N·M, L, P, Q, 2]
@@ -121,7 +124,10 @@ def temporal_by_sdpa(inputs: TemporalInputs) -> Tensor:
 
 
 def deformable_detr(case: Case) -> Prepared:
-    """The stock extension of Deformable DETR (float32 and float64), frames in one call."""
+    """The stock extension of Deformable DETR, frames in one call.
+
+    It takes float32 and float64.
+    """
     return _by_located_kernel(case, _deformable_detr_function(case))
 
 

@@ -110,7 +110,8 @@ class ClipDataset:
         sampling: FrameSampling | None = None,
         every_frame: bool = False,
     ) -> None:
-        """
+        """Prepares an epoch of clips.
+
         Args:
             dataset: the videos and their tracks.
             transform: how a clip is augmented.

@@ -150,8 +150,10 @@ def _path(rng: np.random.Generator, config: MovingShapesConfig, radius: float) -
 
 
 def _deformed(rng: np.random.Generator, label: int, radii: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """Outline of an object in every frame, float64 [T, P, 2]: radial waves of at most 9% of the radius together and a
-    stretch of at most 7% along its own axes, slight enough that the class stays plain."""
+    """Outline of an object in every frame, float64 [T, P, 2].
+
+    Radial waves of at most 9% of the radius and a stretch of at most 7% are slight enough that the class stays plain.
+    """
     times = np.arange(len(radii))[:, None]
     theta = np.arange(_POINTS) * (2 * math.pi / _POINTS)
     radial_TP = np.ones((len(radii), _POINTS))

@@ -48,7 +48,8 @@ class PseudoClipDataset:
         motion: CameraMotion | None = None,
         max_instances: int = 25,
     ) -> None:
-        """
+        """Prepares pseudo clips of the images.
+
         Args:
             dataset: of images (`read_coco`).
             transform: how a clip is augmented.

@@ -28,7 +28,7 @@ def read_videos(path: Path | str, images: Path | str | None = None) -> VideoData
 
 
 def read_youtube_vis_value(path: Path | str) -> Any:
-    """The JSON value of a YouTube-VIS file, unchecked, or of a converted COCO-video file.
+    """The unchecked JSON value of a YouTube-VIS or converted COCO-video file.
 
     Raises:
         MsstsError: the file is not JSON, or breaks the COCO-video format; the message names the file and the field.

@@ -1,4 +1,6 @@
-"""Definitions of our ONNX nodes in standard ONNX: function bodies that travel in the file.
+"""Definitions of our ONNX nodes in standard ONNX, which travel in the file.
+
+They are function bodies.
 
 A runtime without our kernels inlines them. One with a kernel or TensorRT plugin of the same name prefers that. They
 avoid branches and GridSample, which several TensorRT releases compute wrongly in this use (NVIDIA/TensorRT#4813): they

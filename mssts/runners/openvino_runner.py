@@ -173,9 +173,12 @@ def has_bf16() -> bool:
 
 @functools.cache
 def _core() -> openvino.Core:
-    """The one core of this process, which stays: on a processor with AMX OpenVINO (seen in 2026.4) changes the stack
-    that signals are handled on, and leaves a freed one where cores go in another order than the reverse of their coming
-    or in another thread; the next signal then kills the process."""
+    """The one core of this process, which is never freed.
+
+    On a processor with AMX, OpenVINO (seen in 2026.4) changes the stack that signals are handled on. It leaves a freed
+    one where cores are freed in another order than the reverse of their creation, or in another thread: the next signal
+    then kills the process.
+    """
     return openvino.Core()
 
 
@@ -193,7 +196,10 @@ def register_kernels(path: Path) -> tuple[str, str]:
 
 
 def _inlined(path: Path) -> bytes:
-    """The file with the function bodies of our ops in their places: OpenVINO's reader does not know functions."""
+    """The file with the function bodies of our ops in place of their nodes.
+
+    OpenVINO's reader does not know functions.
+    """
     try:
         import onnx
         from onnx import inliner

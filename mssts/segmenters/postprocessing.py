@@ -80,7 +80,7 @@ class _Sampling:
 
 
 def _encode(logits_hw: np.ndarray, rows: _Sampling, columns: _Sampling) -> bytes | None:
-    """The run lengths of `interpolate(logits_hw, (H, W)) > 0`, without all H × W values.
+    """The run lengths of `interpolate(logits_hw, (H, W)) > 0`, without H × W values.
 
     A COCO run length goes down the columns. Down one column the interpolated logit is piecewise linear between the rows
     of logits, so it changes sign at most once between two rows, at a place that division gives: h × W values are enough

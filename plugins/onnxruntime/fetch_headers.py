@@ -1,4 +1,6 @@
-"""Fetches the header of ONNX Runtime's C API from Debian's package: pip's onnxruntime has the library but no headers.
+"""Fetches the header of ONNX Runtime's C API from Debian's package.
+
+pip's onnxruntime has the library but no headers.
 
     python fetch_headers.py FOLDER
 
@@ -55,7 +57,7 @@ def codename(os_release: Path) -> str:
 
 
 def sources(release: str) -> str:
-    """A sources list for `SUITE`, from the archives that this machine has `release` from."""
+    """A sources list for `SUITE`, from the archives of this machine's `release`."""
     form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
     targets = run("apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages")
     archives = {words[0] for line in targets.splitlines() if (words := line.split())[1:] == [release, "main"]}

@@ -1,7 +1,5 @@
 """The CUDA kernels against float64, in emulation and on a GPU.
 
-The emulation is tests/cuda_emulation, which g++ builds.
-
 An error is compared with that of the definition in PyTorch, from the same stored inputs: fp32 arithmetic, the result
 rounded to the storage. Ours may err twice as much. `make test-gpu` runs the same functions on a GPU.
 """
@@ -76,10 +74,7 @@ def widest_error(found: Tensor, exact: Tensor) -> float:
 
 
 def assert_as_exact_as_pytorch(found: Tensor, exact: Tensor, pytorch: Tensor) -> None:
-    """Compares `found` with `pytorch`, in fp32 or more.
-
-    `pytorch` is rounded to the storage of `found` here.
-    """
+    """`pytorch` is in fp32 or more, and rounded to the storage of `found` here."""
     size = float(exact.abs().max()) if exact.numel() else 0.0
     # The slack: a few roundings of fp32, for where PyTorch happens to make none.
     bound = 2 * widest_error(pytorch.to(found.dtype), exact) + 16 * torch.finfo(torch.float32).eps * size
@@ -258,10 +253,7 @@ def test_deformable_attention_at_any_address(backend: Backend, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("D", [32, 64])
 def test_the_forward_without_tensor_cores_is_as_exact(backend: Backend, dtype: torch.dtype, D: int) -> None:
-    """Both paths of the 16-bit forward, on a GPU too.
-
-    The flag is what a suspicious result would be compared by.
-    """
+    """The flag selects the other path, to compare a suspicious result by."""
     inputs = DeformCase("", Q=37, D=D).inputs(dtype)
     exact, upcast = deform_reference(inputs.double()), deform_reference(in_float32(inputs))
     launches = []
@@ -273,10 +265,7 @@ def test_the_forward_without_tensor_cores_is_as_exact(backend: Backend, dtype: t
 
 @pytest.mark.parametrize("path", ["", "fma"])
 def test_the_environment_does_without_tensor_cores(emulation: Path, path: str) -> None:
-    """Runs in a separate process, as the variable is read once.
-
-    It does not use PyTorch, which takes seconds to load.
-    """
+    """A separate process, as the variable is read once, and no PyTorch: it is slow."""
     script = (
         "import ctypes, sys, numpy as np; from mssts.kernels import DeformAttnCall\n"
         "library = ctypes.CDLL(sys.argv[1]); library.mssts_emulation_launches.restype = ctypes.c_char_p\n"

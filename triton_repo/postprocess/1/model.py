@@ -1,4 +1,7 @@
-"""The engine's output → scores, labels, boxes and run-length masks of the size of the sent frames."""
+"""The engine's output → scores, labels, boxes and masks of the sent frames' size.
+
+Masks are run lengths.
+"""
 
 import numpy as np
 
