@@ -397,5 +397,4 @@ def _write_files(folder: Path, videos: int, seed: int, config: MovingShapesConfi
         "categories": [{**asdict(category), "supercategory": "shape"} for category in CATEGORIES],
         "annotations": annotations,
     }
-    # Not indented: half the bytes of such a file would be spaces.
-    write_text(folder / "instances.json", json.dumps(content) + "\n")
+    write_text(folder / "instances.json", json.dumps(content) + "\n")  # not indented: half of it would be spaces
