@@ -1,4 +1,4 @@
-"""The discriminator's part of a training step: it learns, and says how the model's masks should change."""
+"""The discriminator's part of a training step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Judgement:
     received: list[Tensor]
 
     def squares(self) -> dict[str, Tensor]:
-        """After backward, squared norms of the logits' gradients: of this loss, and of the others."""
+        """Squared norms of the logits' gradients, of this loss and of the others."""
         others = [received - self.gradient for received in self.received]
         return {
             "adversarial_square": self.gradient.square().sum(),
@@ -81,7 +81,7 @@ class Adversary:
         return Judgement(logits, gradient, metrics, received)
 
     def step(self, rate: float) -> None:
-        """Moves the discriminator along its gradients; `rate` is the model's learning rate."""
+        """Steps the discriminator at the model's learning rate `rate`."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.discriminator_factor * rate
         self.optimiser.step()

@@ -1,4 +1,4 @@
-"""Clips gathered into padded batches, in an order that is a function of the seed and the epoch alone."""
+"""Clips in padded batches, in an order given by seed and epoch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _padded(side: int) -> int:
 def collate(clips: Sequence[Clip]) -> Batch:
     """Pads clips to a common size.
 
-    Their masks are padded alike; boxes stay fractions of the valid size.
+    Their masks are padded the same way. Boxes stay fractions of the valid size.
     """
     sizes = [clip.frames_THWC.shape[1:3] for clip in clips]
     H, W = (_padded(max(side)) for side in zip(*sizes, strict=True))

@@ -1,4 +1,4 @@
-"""Boxes as (cx, cy, w, h) and (x1, y1, x2, y2), and their generalised IoU (arXiv 1902.09630)."""
+"""Boxes in two forms, and their generalised IoU (arXiv 1902.09630)."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def _device(name: str):  # type: ignore[no-untyped-def]
 
 
 def _has_fast_bfloat16(device) -> bool:  # type: ignore[no-untyped-def]
-    """Whether bfloat16 arithmetic is native: GPUs since sm_80, processors with AVX-512 BF16 or AMX."""
+    """Whether bfloat16 is native: GPUs since sm_80, AVX-512 BF16 or AMX."""
     import torch
 
     if device.type == "cuda":

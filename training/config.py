@@ -15,7 +15,7 @@ _AS_RELEASED = ClipTransform(reverse=0.0, jitter=0.0, distort=True)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The defaults are those of the released code (SeqFormer, MS-STS VIS): 12 epochs, drops after 4 and 10.
+    """A recipe, by default the released code's (SeqFormer): 12 epochs, drops at 4, 10.
 
     The released configs/*.sh come to 8 or 16 clips a step on 8 GPUs, SeqFormer trained its R50 model with 16, and the
     released README says that all used 10, which 8 processes cannot share. So 16 everywhere. The learning rate is the
@@ -71,13 +71,13 @@ class TrainConfig:
         )
 
     def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
-        """The share of the learning rate at `step`: linear warm-up, then a tenth after each drop."""
+        """The factor of the learning rate: linear warm-up, then a tenth after each drop."""
         drops = sum(step >= round(epoch * steps_per_epoch) for epoch in self.lr_drops)
         return min(1.0, (step + 1) / max(self.warmup_steps, 1)) * 0.1**drops
 
 
 def recipe(preset_name: str, stage: str = "main") -> TrainConfig:
-    """The recipe of a preset: of its main training, or of the `pretrain` stage before it.
+    """The recipe of a preset's main training, or of its `pretrain` stage.
 
     Pre-training is on COCO images alone, as single frames (SeqFormer; issues 9 and 16 of its repository). All
     published figures start from it.

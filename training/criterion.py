@@ -1,4 +1,4 @@
-"""The losses of a clip, at every decoder layer: focal, L1, GIoU, mask focal and dice."""
+"""Losses of a clip at every decoder layer: focal, L1, GIoU, mask focal, dice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class Losses:
-    """Unweighted terms by name: `loss_ce` … of the last layer, `loss_ce_0` … of the earlier ones."""
+    """Unweighted terms by name: `loss_ce` … of the last layer, `loss_ce_0` … before."""
 
     terms: dict[str, Tensor]
     # Predicted and true masks [n, T, h, w] of the last layer, and the clip each belongs to, for the discriminator.
@@ -55,7 +55,7 @@ def dice_loss(logits_nX: Tensor, targets_nX: Tensor, valid_nX: Tensor) -> Tensor
 
 
 def valid_area(sizes_B2: Tensor, height: int, width: int) -> Tensor:
-    """Whether the pixels of masks of stride 4 lie in the valid part of each clip → bool [B, height, width]."""
+    """Whether mask pixels (stride 4) lie in a clip's valid part, bool [B, h, w]."""
     # Mask pixel i stands at 4i+2.
     y, x = (4 * torch.arange(side, device=sizes_B2.device) + 2 for side in (height, width))
     return (y[:, None] < sizes_B2[:, :1, None]) & (x < sizes_B2[:, 1:, None])
@@ -63,7 +63,7 @@ def valid_area(sizes_B2: Tensor, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Criterion:
-    """Matches each layer's queries to the instances of each clip and computes the losses.
+    """Matches each layer's queries to instances and computes the losses.
 
     Terms are sums over instances divided by their number in the batch; `normaliser` overrides it, so that
     several processes can share one. Mask terms are over the valid area of a clip. (In the released code they take in

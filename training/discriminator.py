@@ -1,4 +1,4 @@
-"""The auxiliary discriminator of the foreground-background separability loss (Figure 2e)."""
+"""The auxiliary discriminator of foreground and background (Figure 2e)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ SCALES = 3  # the finest of the encoder
 
 
 class Discriminator(nn.Module):
-    """Frames ⊕ encoder features ⊕ foreground mask → evidence at three scales that this mask is the ground truth.
+    """Evidence at three scales that a mask is the ground truth.
+
+    Inputs are frames ⊕ encoder features ⊕ foreground mask.
 
     Frames and mask enter at stride 8, the features of strides 8, 16 and 32 where the maps have come to their size, as
     in the released code's unused definition. Features inside and outside of the mask enter apart, since their
@@ -32,7 +34,7 @@ class Discriminator(nn.Module):
         self.evidence = nn.ModuleList(nn.Conv2d(hidden, 1, 1, bias=False) for _ in range(SCALES))
 
     def forward(self, images_N3HW: Tensor, features: Sequence[Tensor], mask_N1hw: Tensor) -> list[Tensor]:
-        """Masks of stride 4, features [N, C, h, w] of each scale → [N, 1, h, w] of each, positive for real."""
+        """Verdicts [N, 1, h, w] at each scale on masks of stride 4, positive for real."""
         h, w = features[0].shape[-2:]
         images = F.adaptive_avg_pool2d(images_N3HW, (h, w))
         x = self.stem(torch.cat((images, F.pixel_unshuffle(mask_N1hw - 0.5, 2)), 1))
@@ -61,7 +63,7 @@ def foreground(masks_nThw: Tensor, clip_n: Tensor, clips: int) -> Tensor:
 
 
 def as_drawn(probability: Tensor) -> Tensor:
-    """Probabilities as masks of 0 and 1, with the gradient of the probabilities (straight-through).
+    """Probabilities as masks of 0 and 1, with straight-through gradients.
 
     True masks are 0 and 1. Of soft ones, a discriminator would see that they are soft and not look at their shape.
     """
@@ -90,7 +92,7 @@ def verdict(maps: Sequence[Tensor], sizes_N2: Tensor, padded: tuple[int, int]) -
 
 
 def duel_loss(winner_N: Tensor, loser_N: Tensor) -> Tensor:
-    """How far verdicts are from ranking one mask of a frame above another (relativistic, arXiv 1807.00734).
+    """Loss of ranking one mask of a frame above another (arXiv 1807.00734).
 
     Both masks are of one frame, so that what a verdict says of the frame itself cancels. ln 2 is chance.
     """
@@ -98,5 +100,5 @@ def duel_loss(winner_N: Tensor, loser_N: Tensor) -> Tensor:
 
 
 def accuracy(real_N: Tensor, fake_N: Tensor) -> Tensor:
-    """The share of frames whose true mask is ranked above the drawn one; equal ones count as half."""
+    """The share of frames whose true mask ranks above the drawn one (ties count half)."""
     return ((real_N > fake_N).float() + (real_N >= fake_N).float()).mean() / 2

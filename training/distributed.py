@@ -1,4 +1,4 @@
-"""The processes of one training: PyTorch's DistributedDataParallel, and the little that is exchanged besides.
+"""The processes of one training, on PyTorch's DistributedDataParallel.
 
 `torchrun` starts one process for each device, and each computes its share of every batch. Without a process group,
 every function here leaves things as they are.
@@ -25,7 +25,7 @@ _TIMEOUT = timedelta(minutes=10)
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that `torchrun` started, if it did, and yields this process' own device.
+    """Joins the processes of `torchrun`, if any, and yields this process' device.
 
     Raises:
         MsstsError: `device` names one GPU for all processes, or there are more processes than GPUs.
@@ -63,7 +63,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def restarted() -> bool:
-    """Whether `torchrun --max-restarts` has started these processes again after one of them died."""
+    """Whether `torchrun --max-restarts` has started these processes again."""
     return _restarts() > 0
 
 
@@ -110,7 +110,7 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def synchronised(module: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """The context of a forward and its backward, which exchanges gradients `now`, or leaves that to a later one."""
+    """The context of a forward and backward that exchanges gradients `now` or later."""
     if now or not isinstance(module, DistributedDataParallel):
         return nullcontext()
     return module.no_sync()

@@ -26,7 +26,7 @@ class Target:
         return Target(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     def with_absent_boxes(self) -> Target:
-        """The same with an empty box, in the corner, wherever an instance is absent, as if it were there."""
+        """The same target with an empty box in the corner where an instance is absent."""
         # The released data set clamps boxes to 1e-6.
         return replace(self, boxes_nT4=self.boxes_nT4.clamp(min=1e-6), present_nT=torch.ones_like(self.present_nT))
 

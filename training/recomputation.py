@@ -1,4 +1,4 @@
-"""Activation checkpointing (arXiv 1604.06174): layers keep their inputs alone and compute again during backward."""
+"""Activation checkpointing (arXiv 1604.06174): layers compute again in backward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RECOMPUTED = (EncoderLayer, DecoderLayer, BasicBlock, Bottleneck, SwinBlock)
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Makes the blocks of a model's backbone, encoder and decoder free their activations until backward.
+    """Makes a model's blocks free their activations until backward.
 
     Losses and gradients stay the same: dropout draws again what it drew.
     """
@@ -37,7 +37,7 @@ def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], Abstract
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Keeps the running statistics of batch norms as they are, for a pass over images that another pass counts."""
+    """Freezes the running statistics of batch norms, for a second pass over images."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -19,7 +19,7 @@ from mssts.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Clips whose labels are indices into `categories`, and a line that says where they come from."""
+    """Training clips, their categories, and a line that says where they come from."""
 
     clips: ClipSource
     categories: tuple[Category, ...]

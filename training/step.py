@@ -1,4 +1,4 @@
-"""What one training step computes of the clips of a process, as the one module that DistributedDataParallel wraps."""
+"""The one module that DistributedDataParallel wraps: a step on a process' clips."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StepOutput:
 
 
 class TrainingStep(nn.Module):
-    """Model, losses and drawn foreground: everything between a batch and what is differentiated."""
+    """Model, losses and drawn foreground: all between a batch and its losses."""
 
     def __init__(self, model: MSSTSVIS, criterion: Criterion, losses: LossWeights, amp: bool) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TrainingStep(nn.Module):
         self.criterion, self.losses, self.amp = criterion, losses, amp
 
     def forward(self, batch: Batch, normaliser: float) -> StepOutput:
-        """Losses of `batch`, which lies on the model's device, as sums over instances divided by `normaliser`."""
+        """Losses of `batch`, sums over instances divided by `normaliser`."""
         images = normalise(batch.frames_BTHWC, batch.sizes_B2)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
             prediction = self.model(images, batch.sizes_B2)
@@ -56,7 +56,7 @@ class TrainingStep(nn.Module):
 
 
 def _maps(prediction: Prediction) -> list[Tensor]:
-    """The encoder's finest scales, as the discriminator sees them: fp32, and with no gradient into them."""
+    """The encoder's finest scales for the discriminator, fp32 and without gradient."""
     encoded_BTSC = prediction.encoded_BTSC.detach().float()
     parts = encoded_BTSC.split([h * w for h, w in prediction.shapes], 2)
     return [

@@ -148,7 +148,7 @@ class Trainer:
         )
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One step of the model, and one of the discriminator where there is one, on this process' share of a batch.
+        """One step of the model and of the discriminator, on this process' share.
 
         Returns the unweighted losses of the whole batch.
         """

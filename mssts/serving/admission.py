@@ -98,7 +98,7 @@ class Admission:
 
 
 def stamp() -> int:
-    """The time now, in milliseconds, as the tensor `arrived_ms` carries it from one model to the next."""
+    """The time now in milliseconds, for the tensor `arrived_ms`."""
     return time.monotonic_ns() // 1_000_000 % _STAMPS
 
 

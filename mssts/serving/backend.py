@@ -21,7 +21,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def check_numpy() -> None:
-    """Refuses a numpy with which the Python backend of Triton 2.51 silently answers with empty tensors.
+    """Refuses numpy 2, with which Triton 2.51's stub returns empty tensors.
 
     Raises:
         MsstsError: numpy 2 or newer.
@@ -34,7 +34,7 @@ def check_numpy() -> None:
 
 
 def model_parameters(arguments: Mapping[str, str]) -> dict[str, str]:
-    """The string parameters of the model's configuration, from the arguments of `initialize`."""
+    """The string parameters of the model's configuration."""
     config = json.loads(arguments["model_config"])
     return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
 
@@ -51,7 +51,7 @@ def manifest_of(parameters: Mapping[str, str]) -> Manifest:
 
 
 def queue_limits(parameters: Mapping[str, str]) -> QueueLimits:
-    """The limits that `mssts serve --max-queue` put into the model's configuration, else the usual ones."""
+    """The limits of the queue in the model's configuration, else the defaults."""
     usual = QueueLimits()
     return QueueLimits(
         int(parameters.get("max_queue", usual.clips)), float(parameters.get("max_queue_seconds", usual.seconds))
@@ -80,7 +80,7 @@ def log_warning(message: str) -> None:
 
 
 def answer(requests: Iterable[Any], model: Callable[[Tensors], Tensors]) -> list[Any]:
-    """One response a request: what `model` makes of its tensors, or the error of that request alone.
+    """One response for each request: the model's tensors, or that request's error.
 
     A `MsstsError` is the client's to read, and a `Refused` says that it may come again. Anything else is our defect,
     whose traceback goes to the server's log. The supervisor's canary is answered at once, with nothing.

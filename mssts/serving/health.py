@@ -1,4 +1,4 @@
-"""Whether a server can answer: its own word, its processes, and a request that computes nothing.
+"""Health of a server: its own word, its processes, and canary requests.
 
 Triton 2.51 says "ready" for ever after the process of a model has died, so its word alone is not enough.
 """
@@ -56,7 +56,7 @@ class Endpoint:
         return cls(parts.hostname, port, timeout)
 
     def ask(self, path: str, body: Any = None) -> tuple[int, bytes]:
-        """Status and body of an answer: of GET, or of POST if there is a body to send, as JSON.
+        """Status and body of an answer to GET, or to POST with a JSON body.
 
         Raises:
             Unanswered: there was none.
@@ -75,7 +75,7 @@ class Endpoint:
             connection.close()
 
     def ask_json(self, path: str) -> Any:
-        """The JSON value of an answer; {} where there is another.
+        """The JSON object of an answer, {} if it is none.
 
         Raises:
             Unanswered: there was none.
@@ -126,7 +126,7 @@ def ask_canary(endpoint: Endpoint, config: dict[str, Any]) -> str | None:
 
 
 def check(endpoint: Endpoint, names: tuple[str, ...], metrics: Endpoint | None, canary: bool = True) -> str | None:
-    """What is wrong with a server, None if nothing: for a probe that knows nothing of the past.
+    """The fault of a server, None if it has none, for a probe without a past.
 
     Args:
         endpoint: its HTTP port.

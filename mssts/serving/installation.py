@@ -1,4 +1,4 @@
-"""Finds the `tritonserver` of the nvidia-pytriton wheel, and the environment in which it runs.
+"""The `tritonserver` of the nvidia-pytriton wheel, and its environment.
 
 The wheel holds the server, its Python backend and a stub (the process that runs a model) for each Python version. What
 it leaves to us: the stub must be in the backend's folder, its libraries on the loader's path, the interpreter's shared
@@ -74,7 +74,7 @@ def find_tritonserver() -> TritonInstallation:
 
 
 def link_runtime(installation: TritonInstallation, folder: Path) -> dict[str, str]:
-    """Lays out in `folder` what the wheel lacks, by links, and returns the environment to start the server in.
+    """Links what the wheel lacks into `folder` and returns the server's environment.
 
     `folder/backends` is then the server's backend directory. The wheel itself is not touched: it may be read-only, and
     two servers of different Python versions may share it.
@@ -146,7 +146,7 @@ def _libpython() -> Path | None:
 
 
 def _check_libraries(installation: TritonInstallation) -> None:
-    """Asks the loader whether it finds every library of the server and the stub, before they fail for lack of one."""
+    """Checks that the loader finds every library of the server and the stub."""
     folders = [installation.libraries, *([installation.libpython.parent] if installation.libpython else [])]
     environment = {**os.environ, "LD_TRACE_LOADED_OBJECTS": "1", "LD_LIBRARY_PATH": ":".join(map(str, folders))}
     for program in (installation.server, installation.stub):

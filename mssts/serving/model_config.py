@@ -18,7 +18,7 @@ from mssts.files import write_text
 
 @dataclass(frozen=True)
 class _Stage:
-    """A model of the Python backend, and what its tensors are called inside the ensemble where that differs."""
+    """A model of the Python backend, with the names of its tensors in the ensemble."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

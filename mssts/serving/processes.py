@@ -77,7 +77,7 @@ def command_line(pid: int) -> list[str]:
 
 
 def stubs_of(server: int) -> dict[int, str]:
-    """The ids of the processes that run models for a tritonserver, with the model's name where it is known."""
+    """The ids of a tritonserver's model processes, with their models where known."""
     found = {}
     for one in _all():
         if one.parent == server and one.is_stub:
@@ -88,7 +88,7 @@ def stubs_of(server: int) -> dict[int, str]:
 
 
 def servers(protocol: str, port: int) -> list[int]:
-    """The ids of the tritonserver processes that serve a protocol, `http` or `grpc`, on a port."""
+    """The ids of the tritonserver processes that serve `http` or `grpc` on a port."""
     option, usual = f"--{protocol}-port=", {"http": "8000", "grpc": "8001"}[protocol]
     found = []
     for one in _all():
@@ -100,7 +100,7 @@ def servers(protocol: str, port: int) -> list[int]:
 
 
 def fault_of(server: int, stubs: dict[int, str]) -> str | None:
-    """What is wrong with a tritonserver or with a process that runs a model for it, None if nothing."""
+    """The fault of a tritonserver or of one of its model processes, None if none."""
     for pid, name in {
         server: "tritonserver",
         **{pid: f"the process of {model}" for pid, model in stubs.items()},

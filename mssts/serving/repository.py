@@ -1,4 +1,4 @@
-"""The model repository that `tritonserver` is started on: `triton_repo/` with one engine in it."""
+"""The model repository of a server: `triton_repo/` with one engine in it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _find_engine(model: Path) -> Artefact:
 
 
 def usual_shape(manifest: Manifest) -> FixedShape:
-    """The engine's one input shape, else that of a clip of its length at 16:9, such as 1280×720."""
+    """The engine's one input shape, else a clip of its length at 16:9."""
     if manifest.shape is not None:
         return manifest.shape
     height, width = input_size(720, 1280, manifest.input)
@@ -49,7 +49,7 @@ def write_model_repository(
     warm: FixedShape | str | None = None,
     queue: QueueLimits | None = None,
 ) -> None:
-    """Fills the empty or absent folder `destination`: `triton_repo/`, the engine (as a link) and its manifest.
+    """Fills `destination` with `triton_repo/`, the engine (a link) and its manifest.
 
     The manifest travels in the models' configurations, the ensemble's included, so that a client asks the server how
     the engine wants to be used.

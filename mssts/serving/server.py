@@ -80,7 +80,7 @@ class Tls:
 
 
 class TritonServer:
-    """The real `tritonserver` on a model repository, from `__enter__`, which returns once it is ready, to `__exit__`.
+    """The real `tritonserver` on a model repository, ready inside the `with` block.
 
     Whatever ends the block ends the server, the processes of its models and their shared memory: an exception, Ctrl-C,
     and SIGTERM and SIGHUP where the program has no handler of its own. If this process dies without a chance to clean
@@ -190,11 +190,11 @@ class TritonServer:
         return 0 if self._process is None else self._process.pid
 
     def fault(self) -> str | None:
-        """What is wrong with the processes of the server and of its models, None if nothing."""
+        """The fault of the server's processes, None if they have none."""
         return fault_of(self.pid, self.stubs)
 
     def start(self) -> None:
-        """Starts the server's process, after `kill`, on the same ports, and waits until every model is ready.
+        """Starts the server again on the same ports, and waits until it is ready.
 
         Raises:
             MsstsError: the server did not become ready; the message holds the end of its log.
@@ -210,7 +210,7 @@ class TritonServer:
         self.stubs = stubs_of(self._process.pid)
 
     def kill(self) -> None:
-        """Ends the server's process and those of its models at once, and removes their shared memory."""
+        """Kills the server and its models, and removes their shared memory."""
         if self._process is not None:
             # The processes of the models outlive the server for a moment. Until it is reaped, its id names their group.
             with contextlib.suppress(ProcessLookupError):
@@ -222,7 +222,7 @@ class TritonServer:
             segment.unlink(missing_ok=True)
 
     def stop(self, grace_seconds: float = _STOP_SECONDS) -> None:
-        """Ends the server and all it started: lets in no more clips, finishes those in flight, asks, then kills.
+        """Ends the server: takes no more clips, finishes those in flight, asks, kills.
 
         Asking and finishing take `grace_seconds` together at most.
         """

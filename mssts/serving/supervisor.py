@@ -1,4 +1,4 @@
-"""Watches a server and starts it again when it, or a process of one of its models, dies or hangs."""
+"""Supervisor that restarts a server when it or one of its models dies or hangs."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Supervisor:
 
 
 class _Watch:
-    """Looks at a running server's statistics, and asks its models with canaries where those do not move.
+    """Checks a server's statistics, and sends canaries to models that do not move.
 
     Attributes:
         fault: what was found, None if nothing.

@@ -270,9 +270,9 @@ def test_a_checkpoint_of_before_switches_were_recorded_is_its_presets(tmp_path):
     save_checkpoint(path, {"a": torch.zeros(1)}, tiny(), CATEGORIES)
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
-    assert json.loads(header.pop("model")) == {}
+    assert json.loads(header.pop("model")) == {"split_position": True}
     save_file({"a": torch.zeros(1)}, path, metadata=header)
-    assert load_checkpoint(path).preset == tiny()
+    assert load_checkpoint(path).preset == replace(tiny(), model=replace(tiny().model, split_position=False))
     save_file({"a": torch.zeros(1)}, path, metadata=header | {"model": '{"flux": 3}'})
     with pytest.raises(MsstsError, match=r"written by another version of mssts.*flux"):
         load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Requests that no client would send, from a seed: broken protobuf, shapes, lengths, images, headers, connections.
+"""Fuzzer of the live server: requests that no client would send, from a seed.
 
     python tests/serving/fuzz.py --requests 2000 --seed 1     # serves the toy engine and sends them
 

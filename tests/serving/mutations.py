@@ -57,7 +57,7 @@ class Mutations:
         return request
 
     def largest(self) -> bytes:
-        """A good clip of the largest frames: what memory a model keeps for its largest clip is no leak."""
+        """A good clip of the largest frames, whose memory is no leak."""
         request = service_pb2.ModelInferRequest(model_name="mssts_vis")
         frames = encoded(np.full((2, 2160, 3840, 3), 90, np.uint8))
         self._add(request, "frames_jpeg", "BYTES", [len(frames)], _byte_strings(frames))
@@ -95,7 +95,7 @@ class Mutations:
         return request.SerializeToString()
 
     def options(self) -> bytes:
-        """A good clip with strange options: model, version, outputs, parameters, shared memory."""
+        """A good clip with strange model, version, outputs, parameters, shared memory."""
         request = self.good()
         match self.random.randrange(7):
             case 0:
@@ -121,7 +121,7 @@ class Mutations:
         return request.SerializeToString()
 
     def images(self) -> bytes:
-        """Encoded frames that are damaged, of sizes that differ or are enormous, or far too many."""
+        """Encoded frames that are damaged, differ in size, are enormous or too many."""
         frames = list(self.random.choice((self._jpegs, self._pngs)))
         at = self.random.randrange(len(frames))
         match self.random.randrange(9):

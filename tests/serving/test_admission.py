@@ -1,4 +1,4 @@
-"""Whether a clip may join the engine's queue, from a metrics page that the test writes."""
+"""Admission to the engine's queue, from a metrics page that the test writes."""
 
 from __future__ import annotations
 

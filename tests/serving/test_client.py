@@ -1,4 +1,4 @@
-"""Clients of several servers, with several clips in flight, in threads and in asyncio."""
+"""Clients of several servers with several clips in flight, threads and asyncio."""
 
 from __future__ import annotations
 

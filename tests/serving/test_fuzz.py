@@ -1,4 +1,4 @@
-"""Requests that no client would send leave the server as it was: see tests/serving/fuzz.py."""
+"""Requests that no client would send leave the server as it was."""
 
 from __future__ import annotations
 

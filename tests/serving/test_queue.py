@@ -1,4 +1,4 @@
-"""Bounded queues: what a full server refuses, what clients make of it, what the metrics count."""
+"""Bounded queues: refusals of a full server, their clients, their metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server(engine: Path) -> Iterator[TritonServer]:
 
 
 def outcomes(server: TritonServer, clips: int) -> list[tuple[str, float]]:
-    """What became of so many clips sent at once without trying again, each with the seconds it took."""
+    """Outcomes and seconds of clips that are sent at once, without retries."""
     import tritonclient.grpc as triton
 
     clip_THWC = clip_with_rectangles()
@@ -77,7 +77,9 @@ def test_a_full_server_refuses_at_once_and_counts_it(server: TritonServer) -> No
 
 @needs_server
 def test_the_engine_never_idles_while_clips_wait(server: TritonServer) -> None:
-    """Triton's own `max_queue_size` fails this: its scheduler lets the engine idle for half a second, often."""
+    """The engine does not idle while clips wait.
+
+    Triton's own `max_queue_size` fails this: its scheduler often idles for half a second."""
     for _ in range(4):
         done = sorted(seconds for said, seconds in outcomes(server, 2) if said == "answered")
         assert len(done) == 2 and done[1] - done[0] < ENGINE_SECONDS + 0.2

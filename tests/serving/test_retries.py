@@ -1,4 +1,4 @@
-"""When a client tries again, on which server, and when it gives up: with a clock that the test moves."""
+"""Retries: when, on which server, and until when, by a clock that the test moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minutes of load on the real server and the shipped checkpoint: `make test-soak`, on a quiet machine.
+"""Minutes of load on the real server (`make test-soak`, on a quiet machine).
 
 Each test prints its figures and adds them to `runs/soak.json`. One alone: `pytest -m soak -s -k flood`.
 """
@@ -131,7 +131,7 @@ def test_a_dead_model_under_load(tiny: Path, number: signal.Signals) -> None:
 
 @needs_server
 def test_a_flood_of_large_clips(server: TritonServer) -> None:
-    """60 clips of 44 MB over one connection: the server's memory stays bounded, and each is answered or refused."""
+    """A flood of 60 clips of 44 MB: memory is bounded, each is answered or refused."""
     import tritonclient.grpc as triton
 
     from mssts.segmenters.triton.failures import Kind, failure_of
@@ -191,7 +191,7 @@ def test_a_flood_of_large_clips(server: TritonServer) -> None:
 
 @needs_server
 def test_ten_minutes_at_saturation(server: TritonServer) -> None:
-    """Closed loop, concurrency 4: no error, no growth, p99 ≤ 1.3 × p50 from the second minute on."""
+    """Saturation at concurrency 4: no error, no growth, p99 ≤ 1.3 × p50."""
     import tritonclient.grpc as triton
 
     from mssts.segmenters.triton.failures import Kind, failure_of
@@ -269,7 +269,7 @@ def test_what_the_ensemble_costs(
 
 @needs_server
 def test_the_rate_of_720p_frames(server: TritonServer, tiny: Path) -> None:
-    """Clips of 720p through the server, several in flight, at 90 % of the rate of this process or more."""
+    """Clips of 720p through the server at 90 % of this process' rate or more."""
     clips = [moving(5, 720, 1280, seed) for seed in range(4)] * 5
     rates = {"local": 0.0, "served": 0.0}
     with LocalSegmenter(tiny) as local, mssts.load(server.grpc_url) as served:

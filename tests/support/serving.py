@@ -1,4 +1,4 @@
-"""What the tests of serving share: clips whose instances are obvious to the eye, and servers as processes."""
+"""Clips with obvious instances, and servers as processes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def assert_same(found: Instances, expected: Instances) -> None:
 
 
 def processes_of(server_folder: str) -> list[int]:
-    """The tritonserver and stub processes that were started from a server's temporary folder."""
+    """The tritonserver and stub processes of a server's temporary folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -85,7 +85,7 @@ def assert_gone(server_folder: str, seconds: float = 0) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """A running `mssts serve`: its process, what it printed, and the name of its server's temporary folder."""
+    """A running `mssts serve`: process, output, and its server's temporary folder."""
 
     process: subprocess.Popen[str]
     grpc: str
@@ -153,7 +153,7 @@ def slow_down(repository: Path, seconds: float) -> None:
 
 
 def metrics(server: TritonServer) -> Counter[str]:
-    """The server's counters, `NAME{model,reason}`, `NAME{model}` or `NAME`, as Prometheus reads them."""
+    """The server's counters by `NAME{model,reason}`, as Prometheus reads them."""
     with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
         text = page.read().decode()
     found: Counter[str] = Counter()

@@ -1,4 +1,6 @@
-"""Training in several processes, in parts and with recomputation is training in one; and it survives being killed."""
+"""Training in several processes, in parts and with recomputation.
+
+It is training in one process, and it survives being killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients of one or several Triton servers that `mssts serve` (or the same model repository) runs."""
+"""Clients of one or several Triton servers."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Address:
 
 
 def parse_urls(urls: str) -> list[Address]:
-    """The servers of `grpc://host:port` or `grpcs://host:port`, or of several with commas between.
+    """The servers of a URL: `grpc://host:port`, `grpcs://…`, or several with commas.
 
     The scheme of the first holds for those without one.
 

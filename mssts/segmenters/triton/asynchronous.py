@@ -133,7 +133,7 @@ class AsyncTritonSegmenter:
             await asyncio.gather(*sent, return_exceptions=True)
 
     async def statistics(self) -> dict[str, StageTime]:
-        """What the servers have spent so far in the ensemble and in each of its models, by their names.
+        """Time that servers have spent in the ensemble and in each model, by name.
 
         Raises:
             MsstsError: a server does not answer.

@@ -1,4 +1,4 @@
-"""What a server's error means: who must act, and whether the same clip may succeed later."""
+"""Meaning of a server's errors: who must act, and whether to send again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests and responses of the ensemble, as tritonclient holds them, and the manifest in its configuration."""
+"""Requests and responses of the ensemble, and the manifest in its configuration."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def request_inputs(
 
 
 def _resized(frames_THWC: np.ndarray, manifest: Manifest) -> np.ndarray | None:
-    """The frames at the engine's size, None where that has no fewer pixels, or the server is to refuse them."""
+    """The frames at the engine's size, None where that saves nothing.
+
+    None too where the server is to refuse them."""
     from mssts.segmenters.preprocessing import engine_input, input_size
 
     if frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3 or 0 in frames_THWC.shape:
@@ -111,7 +113,7 @@ def read_manifest(answer: Any, address: Address) -> Manifest:
 
 
 def takes_resized(answer: Any) -> bool:
-    """Whether a server takes frames that the client has resized, by the ensemble's configuration."""
+    """Whether a server takes resized frames, by the ensemble's configuration."""
     return any(tensor.name == contract.FRAME_SIZE.name for tensor in answer.config.input)
 
 

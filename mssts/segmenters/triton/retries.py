@@ -44,7 +44,9 @@ class Server:
 
 
 class Pool:
-    """The servers of a client: the one to use next is the least busy of those that are not to be left in peace.
+    """The servers of a client.
+
+    The next one to use is the least busy of those that did not refuse or fail a moment ago.
 
     Safe to share between threads.
     """
@@ -61,7 +63,7 @@ class Pool:
         self._lock = threading.Lock()
 
     def take(self) -> tuple[Server, float]:
-        """A server to send to, or, with seconds above 0, how long to wait before asking again."""
+        """A server to send to, or the seconds to wait before asking again."""
         with self._lock:
             now = self.clock()
             server = min(self.servers, key=lambda one: (max(one.usable_from, now), one.in_flight))
@@ -148,7 +150,7 @@ class Attempts:
 
 
 def connect_error(address: Address, failure: Failure) -> MsstsError:
-    """The line that a user reads of a small question that failed, as those of opening a client."""
+    """The message of a small request that failed, as when a client is opened."""
     if failure.kind is Kind.BROKEN:
         return MsstsError(f"{address}: does not serve {contract.ENSEMBLE} ({failure.message})")
     return error_of(address, failure, CONNECT_SECONDS)

@@ -111,7 +111,7 @@ class TritonSegmenter(Segmenter):
     def segment_many(
         self, clips: Iterable[np.ndarray | Sequence[bytes]], score_threshold: float = 0.0
     ) -> Iterator[Instances]:
-        """The instances of each clip, in their order, with several clips at the servers at once.
+        """The instances of each clip, in order, with several clips in flight.
 
         No more clips are taken from `clips` than are in flight, see `ClientOptions.in_flight`.
         """
@@ -133,8 +133,10 @@ class TritonSegmenter(Segmenter):
         return {"name": "triton", "version": self.server_version, "precision": self.manifest.precision}
 
     def stage_seconds(self) -> dict[str, float]:
-        """Seconds in the servers' `decode`, `engine`, `postprocess` and `overhead` (queues, copies between models),
-        and in `transfer`, the rest of what this client's requests took: network, serialisation, sending again.
+        """Seconds by stage, in the servers and in `transfer`.
+
+        The servers' are `decode`, `engine`, `postprocess` and `overhead` (queues, copies between models). `transfer` is
+        the rest of what this client's requests took: network, serialisation, sending again.
 
         A server counts on its own clock since its start, what it did for others included, and a model may start while
         the one before tidies up: a difference may come out a little below zero. With several clips in flight the
@@ -145,7 +147,7 @@ class TritonSegmenter(Segmenter):
             return stage_seconds(times, self._request_seconds)
 
     def statistics(self) -> dict[str, StageTime]:
-        """What the servers that answer have spent so far in the ensemble and in each of its models, by their names."""
+        """Time that the servers that answer have spent in the ensemble and in each model."""
         answers = []
         last: MsstsError | None = None
         for server in self._pool.servers:

@@ -1,4 +1,4 @@
-"""Frames handed to a server on the same machine through system shared memory instead of the connection."""
+"""Frames handed to a server on the same machine through system shared memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Region:
     def close(self) -> None:
         """Removes it.
 
-        A server that has it open keeps it until it is told.
+        A server that has it open keeps it until it unregisters it.
         """
         self._path.unlink(missing_ok=True)
 

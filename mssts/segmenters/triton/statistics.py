@@ -60,7 +60,7 @@ def stage_times(answers: Iterable[Any]) -> dict[str, StageTime]:
 
 
 def stage_seconds(times: dict[str, StageTime], request_seconds: float) -> dict[str, float]:
-    """Seconds by stage, as `Segmenter.stage_seconds` has them, of requests that took `request_seconds` together."""
+    """Seconds by stage of requests that took `request_seconds` together."""
     stages = {stage: times[model].compute_ns / 1e9 for stage, model in STAGE_MODELS.items()}
     server = times[contract.ENSEMBLE].total_ns / 1e9
     return {**stages, "overhead": server - sum(stages.values()), "transfer": request_seconds - server}
