@@ -120,7 +120,7 @@ def test_results_in_other_ids_are_not_scored_by_them(engine: Path, tmp_path: Pat
 def test_classes_that_a_data_set_lacks_take_no_places_in_its_results(
     engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A video has places for so many tracks; red is found with the better score."""
+    """A video has places for so many tracks, and red has the better score."""
     monkeypatch.setattr("mssts.prediction.predictor._MAX_TRACKS", 1)
     source = write_dataset(tmp_path / "set", {"blue": 3})
     report = predicted(source, engine, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Names that are not UTF-8: everything is written, and what is printed of them is escaped."""
+"""Names that are not UTF-8: everything is written, and printed names are escaped."""
 
 from __future__ import annotations
 
