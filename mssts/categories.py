@@ -102,6 +102,8 @@ def difference(ours: Sequence[Category], theirs: Sequence[Category]) -> str:
     if missing or added:
         parts = ([f"without {_listed(missing)}"] if missing else []) + ([f"with {_listed(added)}"] if added else [])
         return " and ".join(parts)
+    if len(ours) != len(theirs):  # one name several times
+        return f"with {len(ours)} classes instead of {len(theirs)}"
     for label, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         if our.name != their.name:
             return f"in another order (class {label} is {our.name}, was {their.name})"

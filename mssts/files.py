@@ -109,6 +109,8 @@ def read_json(path: Path | str) -> Any:
         raise MsstsError(f"{path}: cannot be read as JSON text: {error}") from None
     except json.JSONDecodeError as error:
         raise MsstsError(f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise MsstsError(f"{path}: not JSON that can be read ({error})") from None
 
 
 def sha256(path: Path | str) -> str:

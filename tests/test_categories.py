@@ -117,6 +117,33 @@ def test_results_in_other_ids_are_not_scored_by_them(engine: Path, tmp_path: Pat
     assert evaluate(other, results).ap50 == 0.0  # by id, as nothing says otherwise
 
 
+def test_classes_that_a_data_set_lacks_take_no_places_in_its_results(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A video has places for so many tracks, and red has the better score."""
+    monkeypatch.setattr("mssts.prediction.predictor._MAX_TRACKS", 1)
+    source = write_dataset(tmp_path / "set", {"blue": 3})
+    report = predicted(source, engine, tmp_path / "out")
+    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert entry["category_id"] == 3
+    assert report["videos"][0]["tracks"] == 1
+
+
+def test_shards_of_different_tables_are_refused(engine: Path, tmp_path: Path, capsys) -> None:
+    table = {"red": 1, "green": 2, "blue": 3}
+    tables = [table, {**table, "red": 3, "blue": 1}]
+    results = []
+    for k, shard_table in enumerate(tables):
+        source = write_dataset(tmp_path / f"set{k}", shard_table)
+        arguments = ["predict", str(source), "--model", str(engine), "--out", str(tmp_path), "--shard", f"{k}/2"]
+        assert main(arguments) == 0
+        results.append(str(tmp_path / f"shard-{k}-of-2" / "results.json"))
+    capsys.readouterr()
+    assert main(["evaluate", "--gt", str(tmp_path / "set0" / "instances.json"), "--results", *results]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert results[1] in line and "another table" in line and "red is 3, was 1" in line
+
+
 def test_a_released_checkpoint_without_names_is_known_by_ids() -> None:
     unnamed = released_categories(4)
     mapped = map_by_name(unnamed, [Category(1, "cat"), Category(2, "dog")], "set.json")
@@ -144,6 +171,7 @@ def test_a_name_that_two_categories_share_is_told_apart_by_id() -> None:
         ([RED, BLUE], "without green"),
         ([RED, GREEN, Category(3, "pink")], "without blue and with pink"),
         ([RED, GREEN, Category(9, "blue")], "with other ids (blue is 9, was 3)"),
+        ([RED, GREEN, BLUE, Category(4, "red")], "with 4 classes instead of 3"),
     ],
 )
 def test_the_difference_of_two_tables_is_named(table: list[Category], said: str) -> None:

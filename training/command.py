@@ -91,6 +91,10 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
     resume = arguments.resume or (restarted() and (arguments.out / STATE_FILE).exists())
     if not resume and (arguments.out / STATE_FILE).exists():
         raise MsstsError(f"{arguments.out}: holds a run already; pass --resume to go on with it, or another --out")
+    try:
+        str(arguments.out).encode()
+    except UnicodeEncodeError:
+        raise MsstsError(f"{arguments.out}: not UTF-8, which TensorBoard needs; pass another --out") from None
     data = training_data(config, arguments.seed, arguments.data, arguments.coco, arguments.coco_images, arguments.exif)
     say(data.summary)
     chosen = chosen.with_classes(len(data.categories))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from mssts.categories import map_by_name, warnings_of
+from mssts.categories import CategoryMap, map_by_name, warnings_of
 from mssts.errors import MsstsError
 from mssts.files import reason, write_json
 from mssts.manifest import Category
@@ -229,7 +229,7 @@ def predict(
             overlay = None
             if options.pictures is None or i < options.pictures:
                 overlay = Overlay(folder, video, categories, options.score_threshold)
-            tracks, video_report = _predict_video(video, segmenter, overlay, options, clock, bar)
+            tracks, video_report = _predict_video(video, segmenter, overlay, mapped, options, clock, bar)
             entries += submission_entries(video.id, video.size, tracks, mapped.by_label)
             reports.append(video_report)
         seconds = time.perf_counter() - start - clock.seconds["render"]
@@ -253,7 +253,13 @@ def predict(
 
 
 def _predict_video(
-    video: Video, segmenter: Segmenter, overlay: Overlay | None, options: PredictOptions, clock: _Clock, bar: tqdm
+    video: Video,
+    segmenter: Segmenter,
+    overlay: Overlay | None,
+    mapped: CategoryMap,
+    options: PredictOptions,
+    clock: _Clock,
+    bar: tqdm,
 ) -> tuple[list[Track], VideoReport]:
     linker = Linker()
     clips = covered = 0
@@ -278,7 +284,8 @@ def _predict_video(
         if overlay is not None:
             _draw(overlay, waiting, waiting_start, linker, clock)
     with clock.stage("link"):
-        tracks = linker.tracks()[:_MAX_TRACKS]
+        # Tracks of classes that the data set lacks must not take the places of others.
+        tracks = [track for track in linker.tracks() if mapped.by_label[track.label] is not None][:_MAX_TRACKS]
     known = [round(time, 6) for time in times if time is not None]
     varies = len(known) == len(times) and has_variable_rate(known)
     report = VideoReport(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mssts import masks
-from mssts.categories import read_categories
+from mssts.categories import difference, read_categories
 from mssts.errors import MsstsError
 from mssts.files import atomic_path, read_json, write_text
 from mssts.manifest import Category
@@ -56,7 +56,8 @@ def merge_shards(paths: Sequence[Path]) -> list[dict[str, Any]]:
     The report beside each file tells which shard it is, so that one that is missing does not pass for a low score.
 
     Raises:
-        MsstsError: a file or its report cannot be read, or the files are not each shard of one whole once.
+        MsstsError: a file or its report cannot be read, the files are not each shard of one whole once, or their
+            category ids are those of different tables.
     """
     entries: list[dict[str, Any]] = []
     shards = []
@@ -67,6 +68,9 @@ def merge_shards(paths: Sequence[Path]) -> list[dict[str, Any]]:
             raise MsstsError(
                 f"{path}: not a shard's results; expected a list, beside the report of its `mssts predict`"
             )
+        changed = difference(read_categories(report), results_categories(paths[0]))
+        if changed:
+            raise MsstsError(f"{path}: has the category ids of another table than {paths[0]}, {changed}")
         entries += part
         shards.append(tuple(report["shard"]))
     parts = shards[0][1]

@@ -285,3 +285,13 @@ def test_broken_ground_truth_is_one_line(
     assert error.count("\n") == 1
     for word in [str(files / "instances.json"), *words]:
         assert word in error
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[" + b"1" * 5000 + b"]", b"\xef\xbb\xbf[]", b"\xff"])
+def test_a_file_that_cannot_be_read_is_one_line(
+    files: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (files / "results.json").write_bytes(content)
+    assert run_command(files) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{files / 'results.json'}: " in line and "JSON" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import zipfile
 from pathlib import Path
@@ -149,6 +150,8 @@ def test_many_problems_are_counted_and_not_all_shown(
         (b'[{"video_id": 7,', "not valid JSON"),
         (b"\xff\xfe\xff", "not UTF-8"),
         (b"[" * 100_000, "not valid JSON"),
+        (codecs.BOM_UTF8 + json.dumps([entry()]).encode(), "begins with a byte-order mark"),
+        (json.dumps([entry()]).encode("utf-16"), "not UTF-8"),
     ],
 )
 def test_a_file_that_is_no_list_of_predictions(
@@ -159,6 +162,24 @@ def test_a_file_that_is_no_list_of_predictions(
     problem, verdict, *_ = capsys.readouterr().out.splitlines()
     assert problem.startswith("results.json: ") and words in problem
     assert verdict.startswith("1 problem:")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "ascii"])
+def test_the_check_takes_the_text_that_the_server_takes(videos: Path, tmp_path: Path, encoding: str) -> None:
+    """The server opens the file as text and gives it to `json.load`."""
+    text = json.dumps([{**entry(), "note": "é"}], ensure_ascii=encoding == "ascii")
+    path = tmp_path / "results.json"
+    path.write_bytes(text.encode(encoding))
+    try:
+        with open(path, encoding="utf-8") as file:
+            json.load(file)
+        expected = 0
+    except ValueError:
+        expected = 1
+    assert check(path, videos) == expected
+    with zipfile.ZipFile(tmp_path / "results.zip", "w") as archive:
+        archive.write(path, "results.json")
+    assert check(tmp_path / "results.zip", videos) == expected
 
 
 @pytest.mark.parametrize(
