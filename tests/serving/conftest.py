@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.serving import Served, start_serve
 from support.toy_engine import write_toy_engine
 
 from mssts.segmenters.local import LocalSegmenter
@@ -49,3 +51,18 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", None)
     return folder
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """`start_serve`; what the test leaves running, as when it fails, is ended."""
+    started: list[Served] = []
+
+    def start(*arguments: Any, **options: Any) -> Served:
+        started.append(start_serve(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for served in started:
+        if served.process.poll() is None:
+            served.end()

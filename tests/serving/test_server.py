@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,12 @@ import pytest
 from support.serving import (
     END_SECONDS,
     GREEN,
+    Served,
     assert_gone,
     left_in,
     needs_server,
     needs_wheel,
     processes_of,
-    start_serve,
 )
 from support.toy_engine import COLOURS, write_toy_engine
 
@@ -106,8 +107,10 @@ def test_a_server_that_never_becomes_ready(engine: Path, temporary: Path) -> Non
 
 @needs_server
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_serve_ends_with_all_it_started(engine: Path, temporary: Path, number: signal.Signals) -> None:
-    served = start_serve(engine)
+def test_serve_ends_with_all_it_started(
+    serve: Callable[..., Served], engine: Path, temporary: Path, number: signal.Signals
+) -> None:
+    served = serve(engine)
     assert len(processes_of(served.folder)) == 1 + len(STAGES)
     assert served.end(number) == (0, "")
     assert_gone(served.folder)
@@ -116,8 +119,8 @@ def test_serve_ends_with_all_it_started(engine: Path, temporary: Path, number: s
 
 
 @needs_server
-def test_the_server_ends_when_its_parent_is_killed(engine: Path, temporary: Path) -> None:
-    served = start_serve(engine)
+def test_the_server_ends_when_its_parent_is_killed(serve: Callable[..., Served], engine: Path, temporary: Path) -> None:
+    served = serve(engine)
     served.process.kill()
     served.process.communicate()
     assert_gone(served.folder, END_SECONDS)

@@ -12,14 +12,14 @@ import statistics
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from serving.fuzz import memory_mb
-from support.serving import assert_same, needs_server, start_serve
+from support.serving import Served, assert_same, needs_server
 
 import mssts
 from mssts.commands.demo import CHECKPOINT
@@ -89,9 +89,9 @@ def is_ready(url: str) -> bool:
 
 @needs_server
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_dead_model_under_load(tiny: Path, number: signal.Signals) -> None:
+def test_a_dead_model_under_load(serve: Callable[..., Served], tiny: Path, number: signal.Signals) -> None:
     """Not ready within 2 s, served again within 15 s, nothing lost."""
-    served = start_serve(tiny)
+    served = serve(tiny)
     clips = [moving(5, 96, 128, seed) for seed in range(4)]
     answers: list[tuple[int, mssts.Instances, float]] = []
     over = threading.Event()

@@ -9,7 +9,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,8 +107,8 @@ def test_a_server_that_dies_costs_a_pause_and_not_a_clip(served: Served, local: 
 
 
 @needs_server
-def test_serve_gives_up_and_says_why(engine: Path, temporary: Path) -> None:
-    served = start_serve(engine, "--max-restarts", "0")
+def test_serve_gives_up_and_says_why(serve: Callable[..., Served], engine: Path, temporary: Path) -> None:
+    served = serve(engine, "--max-restarts", "0")
     os.kill(served.server, signal.SIGKILL)
     code, said = end_of(served.process)
     assert code == 2
@@ -162,12 +162,14 @@ def test_a_canary_changes_no_figures_of_the_ensemble(server, client, local) -> N
 
 
 @needs_server
-def test_an_inherited_allocator_does_not_reach_the_models(engine: Path, temporary: Path) -> None:
+def test_an_inherited_allocator_does_not_reach_the_models(
+    serve: Callable[..., Served], engine: Path, temporary: Path
+) -> None:
     # Any library will do; jemalloc, which ended the engine's process, need not be installed here.
     import numpy
 
     (library,) = list(Path(numpy.__file__).parent.glob("random/mtrand*.so"))[:1]
-    served = start_serve(engine, environment={"LD_PRELOAD": str(library)})
+    served = serve(engine, environment={"LD_PRELOAD": str(library)})
     for pid in [served.server, served.stub("engine")]:
         assert b"LD_PRELOAD=" not in Path(f"/proc/{pid}/environ").read_bytes()
     served.end()

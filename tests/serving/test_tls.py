@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -126,8 +126,10 @@ def test_an_address_that_others_reach_is_refused_with_its_reason(
 
 
 @needs_server
-def test_a_container_may_listen_on_all_addresses(engine: Path, local: LocalSegmenter) -> None:
-    served = start_serve(engine, "--host", "0.0.0.0", "--trust-network")
+def test_a_container_may_listen_on_all_addresses(
+    serve: Callable[..., Served], engine: Path, local: LocalSegmenter
+) -> None:
+    served = serve(engine, "--host", "0.0.0.0", "--trust-network")
     try:
         port = int(served.grpc.rpartition(":")[2])
         with mssts.load(f"grpc://127.0.0.1:{port}") as segmenter:
