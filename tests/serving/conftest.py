@@ -55,7 +55,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    """`start_serve`; what the test leaves running, as when it fails, is ended."""
+    """`start_serve`, with an end to what a test leaves running, as when it fails."""
     started: list[Served] = []
 
     def start(*arguments: Any, **options: Any) -> Served:
