@@ -34,20 +34,6 @@ from mssts.serving.server import TritonServer
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _SECONDS = 30.0  # for one request
 _GOOD_EVERY = 25
-_INTEGERS = (0, 1, 2, 3, 4, 5, 64, 65, 8192, 10000, -1, -2, 2**31 - 1, 2**31, 2**32, 2**62, -(2**63))
-_TYPES = ("UINT8", "BYTES", "FP32", "INT32", "INT64", "FP16", "BF16", "BOOL", "", "nonsense")
-_NAMES = (
-    "frames_raw",
-    "frames_jpeg",
-    "score_threshold",
-    "frame_size",
-    "frames",
-    "",
-    "x" * 300,
-    "../../etc/passwd",
-    "\u2603",
-)
-_MODELS = ("mssts_vis", "preprocess", "engine", "postprocess", "", "absent", "../engine")
 
 
 @dataclass

@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 import random
 import struct
-import sys
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support.serving import clip_with_rectangles, encoded
 from tritonclient.grpc import service_pb2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from support.serving import clip_with_rectangles, encoded
-
-_METHOD = "/inference.GRPCInferenceService/ModelInfer"
-_SECONDS = 30.0  # for one request
-_GOOD_EVERY = 25
 _INTEGERS = (0, 1, 2, 3, 4, 5, 64, 65, 8192, 10000, -1, -2, 2**31 - 1, 2**31, 2**32, 2**62, -(2**63))
 _TYPES = ("UINT8", "BYTES", "FP32", "INT32", "INT64", "FP16", "BF16", "BOOL", "", "nonsense")
 _NAMES = (
