@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from mssts.manifest import FixedShape, Manifest
 from mssts.segmenters.local import LocalSegmenter
 from mssts.segmenters.triton import TritonSegmenter
 from mssts.serving.model_config import STAGES
+from mssts.serving.processes import process
 from mssts.serving.repository import model_repository
 from mssts.serving.server import TritonServer
 
@@ -145,3 +147,16 @@ def test_a_program_with_a_server_can_be_terminated(engine: Path, temporary: Path
     assert process.returncode == 128 + signal.SIGTERM
     assert_gone(str(temporary))
     assert left_in(temporary) == []
+
+
+@needs_server
+def test_models_end_by_themselves_when_the_server_stops(engine: Path) -> None:
+    """A model whose metrics outlive their server ends by a segmentation fault."""
+    with model_repository(engine, threads=1) as repository, TritonServer(repository) as running:
+        os.kill(running.pid, signal.SIGTERM)
+        faults = set()
+        deadline = time.monotonic() + END_SECONDS
+        while (server := process(running.pid)) and server.state != "Z" and time.monotonic() < deadline:
+            faults |= {fault for pid in running.stubs if (one := process(pid)) and (fault := one.fault())}
+            time.sleep(0.01)
+        assert not [fault for fault in faults if "signal" in fault]

@@ -44,4 +44,5 @@ class TritonPythonModel:
         return True
 
     def finalize(self):
+        self.refused.close()
         self.runner.close()

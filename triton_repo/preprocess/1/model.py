@@ -64,3 +64,6 @@ class TritonPythonModel:
         if unknown and not self.warned:
             self.warned = True
             log_warning(f"the queue of the engine is not limited: {unknown}")
+
+    def finalize(self):
+        self.refused.close()
