@@ -72,7 +72,10 @@ class Counter:
         self._metric.increment(1)
 
     def close(self) -> None:
-        """Takes it off the page. Left to the end of the process, it would end that by a segmentation fault."""
+        """Takes it off the page.
+
+        Left to the end of the process, it would end that by a segmentation fault.
+        """
         del self._metric, self._family
 
 
