@@ -30,7 +30,7 @@ from mssts.export.existing import existing_export
 from mssts.export.options import ExportOptions
 from mssts.export.quantization.calibration import read_clips
 from mssts.files import sha256
-from mssts.manifest import Manifest
+from mssts.manifest import Category, Manifest
 from mssts.segmenters.local import LocalSegmenter
 
 HEIGHT, WIDTH, FRAMES = 64, 128, 3
@@ -154,9 +154,13 @@ def test_data_that_score_nothing_are_told_at_once(tmp_path, rectangles):
             ApGate(data).check_data(CATEGORIES)
         assert "\n" not in str(error.value)
     ApGate(rectangles).check_data(CATEGORIES)
-    others = [replace(category, id=category.id + 10) for category in CATEGORIES]
-    with pytest.raises(MsstsError, match=r"annotates no category of the model \(red, green, blue"):
+    ApGate(rectangles).check_data([replace(category, id=category.id + 10) for category in CATEGORIES])  # by name
+    others = [replace(category, name=f"{category.name} fish") for category in CATEGORIES]
+    with pytest.raises(MsstsError, match=r"is a class of the engine \(red fish, green fish, blue fish\)"):
         ApGate(rectangles).check_data(others)
+    only_green = [Category(1, "green"), Category(9, "pink")]
+    with pytest.raises(MsstsError, match=r"annotates no category of the model \(green, pink"):
+        ApGate(rectangles).check_data(only_green)
     with pytest.raises(MsstsError, match="--max-ap-drop is 200; expected 0 to 100"):
         ApGate(rectangles, 2.0)
 
