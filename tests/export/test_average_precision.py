@@ -158,9 +158,12 @@ def test_data_that_score_nothing_are_told_at_once(tmp_path, rectangles):
     others = [replace(category, name=f"{category.name} fish") for category in CATEGORIES]
     with pytest.raises(MsstsError, match=r"is a class of the engine \(red fish, green fish, blue fish\)"):
         ApGate(rectangles).check_data(others)
-    only_green = [Category(1, "green"), Category(9, "pink")]
+    content = json.loads(rectangles.read_text())
+    red = content["categories"][0]["id"]
+    only_red = [entry for entry in content["annotations"] if entry["category_id"] == red]
+    reds = write_rectangles(tmp_path / "reds", annotations=only_red)
     with pytest.raises(MsstsError, match=r"annotates no category of the model \(green, pink"):
-        ApGate(rectangles).check_data(only_green)
+        ApGate(reds).check_data([Category(1, "green"), Category(9, "pink")])
     with pytest.raises(MsstsError, match="--max-ap-drop is 200; expected 0 to 100"):
         ApGate(rectangles, 2.0)
 
