@@ -112,8 +112,10 @@ class Trainer:
         """Trains to the end, saving every `config.save_every` steps and after the last."""
         if rank() == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            for torn in (*self.out.glob(f".{Path(STATE_FILE).stem}.*"), *self.out.glob(f".{Path(MODEL_FILE).stem}.*")):
-                torn.unlink()  # a killed process was writing it
+            # What a killed process was writing: our temporary files, and those of safetensors beside them.
+            for pattern in (f".{Path(STATE_FILE).stem}.*", f".{Path(MODEL_FILE).stem}.*", ".tmp??????"):
+                for torn in self.out.glob(pattern):
+                    torn.unlink()
             write_json(self.out / "run.json", self.describe())
         metric_log = MetricLog(self.out, self.step) if rank() == 0 else nullcontext()
         with metric_log as log, self._bar(progress) as bar:
