@@ -93,7 +93,7 @@ def test_each_epoch_sees_every_clip_in_an_order_of_its_own(shapes):
 
 
 def test_a_few_steps_on_one_clip_lower_every_kind_of_loss(shapes, tmp_path):
-    # Without the discriminator, which pulls masks elsewhere: dice fell by 10 % on two threads then, by over 20 % on one.
+    # Without the discriminator, which pulls masks elsewhere: dice fell by 10 % on two threads, by over 20 % on one.
     alone = replace(PRESET, model=replace(SMALL, switches=replace(SMALL.switches, discriminator=False)))
     run = trainer(shapes, tmp_path, alone, learning_rate=2e-3, backbone_factor=1.0)
     batch = next(batches(run.clips, 2, 0, 0, 0, 0))
