@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.tools import check_marks
 
 from mssts.kernels import library
 
@@ -16,6 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.getoption("--require-gpu") and (reason := library("cuda").reason):
         raise pytest.UsageError(f"--require-gpu: the CUDA kernels cannot run here: {reason}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    check_marks(item)  # before fixtures that take long
 
 
 @pytest.fixture(scope="session")
