@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-HELP = "measure: fps (whole engines), kernels (the two ops), load (a server), switches (what each costs)"
+HELP = "measure engines, kernels, servers and accuracy; render and compare what was measured"
 
 BENCHMARKS = {
+    "ap": "mssts.bench.ap.command",
+    "compare": "mssts.bench.compare",
     "fps": "mssts.bench.fps.command",
     "kernels": "mssts.bench.kernels.command",
     "load": "mssts.bench.load",
+    "report": "mssts.bench.report.command",
     "switches": "mssts.bench.switches",
 }
 

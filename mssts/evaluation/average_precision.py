@@ -53,9 +53,19 @@ def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | li
     if isinstance(results, (Path, str)):
         check_categories(Path(results), results_categories(Path(results)), truth)
     predictions, notes = read_predictions(*_value_and_source(results, "results", read_json), truth)
-    evaluator = _TrackEvaluator(truth, predictions)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its steps on stdout
-        evaluator.evaluate()
+    return score_tracks(truth, predictions, notes)
+
+
+def score_tracks(truth: GroundTruth, predictions: Sequence[Track], notes: Sequence[str] = ()) -> Metrics:
+    """Scores tracks that were read.
+
+    Args:
+        truth: the annotated tracks.
+        predictions: the predicted ones, of videos and categories of `truth`.
+        notes: what to say beside the notes of `truth`.
+    """
+    evaluator = evaluated(truth, predictions)
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluator.accumulate()
         evaluator.summarize()
 
@@ -68,13 +78,21 @@ def evaluate(ground_truth: Path | str | dict[str, Any], results: Path | str | li
     per_category = []
     for k, category in enumerate(sorted(truth.categories, key=lambda category: category.id)):
         precision_TR = precision_TRKAM[:, :, k, 0, -1]
-        figures = (_defined_mean(precision_TR), _defined_mean(precision_TR[0]))
+        figures = (defined_mean(precision_TR), defined_mean(precision_TR[0]))
         per_category.append(CategoryMetrics(category.id, category.name, *figures, objects[category.id]))
     return Metrics(
         ap=ap, ap50=ap50, ap75=ap75, ap_small=ap_small, ap_medium=ap_medium, ap_large=ap_large, ar1=ar1, ar10=ar10,
         per_category=tuple(per_category), videos=len(truth.videos), objects=sum(objects.values()),
-        predictions=len(predictions), notes=truth.notes + notes,
+        predictions=len(predictions), notes=truth.notes + tuple(notes),
     )  # fmt: skip
+
+
+def evaluated(truth: GroundTruth, predictions: Sequence[Track]) -> TrackEvaluator:
+    """The evaluator after its matching, for those who accumulate figures of their own."""
+    evaluator = TrackEvaluator(truth, predictions)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells its steps on stdout
+        evaluator.evaluate()
+    return evaluator
 
 
 def check_categories(results: Path, written: Sequence[Category], known: VideoSet) -> None:
@@ -100,12 +118,13 @@ def _value_and_source(value: Any, name: str, read: Callable[[Path | str], Any]) 
     return (read(value), Path(value)) if isinstance(value, (Path, str)) else (value, Path(name))
 
 
-def _defined_mean(values: np.ndarray) -> float:
+def defined_mean(values: np.ndarray) -> float:
+    """The mean of what is defined, −1 if nothing is."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
 
 
-class _TrackEvaluator(COCOeval):
+class TrackEvaluator(COCOeval):
     """COCO's evaluator with tracks for masks and videos for images."""
 
     def __init__(self, truth: GroundTruth, predictions: Sequence[Track]) -> None:

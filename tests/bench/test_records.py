@@ -1,0 +1,119 @@
+"""Records of measurements: their names, the page of all, and what got slower between two."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mssts.bench.records import read_record, record_name
+from mssts.cli import main
+
+STAMP = {
+    "machine": {"cpu": "AMD EPYC", "cores": 2, "memory_gib": 23.5},
+    "versions": {"numpy": "1.26.4"},
+    "commit": "0123456789ab",
+}
+
+
+def write(path: Path, *rows: dict[str, Any], **fields: Any) -> Path:
+    path.write_text(json.dumps({"benchmark": "fps", "rows": rows, **STAMP, **fields}), encoding="utf-8")
+    return path
+
+
+def timed(runner: str, median: float, samples: list[float] | None = None, **fields: Any) -> dict[str, Any]:
+    return {"runner": runner, "precision": "fp32", "ms_median": median, "samples_ms": samples, **fields}
+
+
+def test_a_record_is_named_by_what_machine_date_and_commit() -> None:
+    assert record_name("fps", STAMP, datetime(2026, 11, 26, tzinfo=timezone.utc)) == (
+        "fps_amd-epyc-2c_20261126_0123456789ab.json"
+    )
+    xeon = {**STAMP, "machine": {"cpu": "Intel(R) Xeon(R) Processor", "cores": 4}}
+    assert record_name("fps", xeon, datetime(2026, 1, 2, tzinfo=timezone.utc)).startswith("fps_intel-xeon-4c_20260102_")
+    gpu = {**STAMP, "gpu": "NVIDIA H100 80GB HBM3"}
+    assert record_name("kernels", gpu).startswith("kernels_nvidia-h100-80gb-hbm3_")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"rows": 3}', '{"rows": [4]}', "{"])
+def test_what_is_not_a_record_is_one_line(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    assert main(["bench", "report", str(path), "--out", str(tmp_path / "page.html")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "a.json" in error and "\n" not in error
+    assert not (tmp_path / "page.html").exists()
+
+
+def compared(tmp_path: Path, *options: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    out = tmp_path / "out.json"
+    code = main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--out", str(out), *options])
+    return code, {row["row"]: row for row in json.loads(out.read_text())["rows"]}
+
+
+NEW = timed("new", 1)
+
+
+def test_what_got_slower_is_named_and_is_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steady = [99.0, 100.0, 101.0] * 4
+    write(tmp_path / "a.json", timed("openvino", 100, steady), timed("pytorch", 200, [2 * x for x in steady]))
+    write(
+        tmp_path / "b.json", timed("openvino", 120, [1.2 * x for x in steady]), timed("pytorch", 198), timed("new", 1)
+    )
+    code, rows = compared(tmp_path)
+    assert code == 1
+    slow = rows["openvino, fp32"]
+    assert slow["slower"] and slow["ratio"] == pytest.approx(1.2)
+    assert 1.15 < slow["low"] <= 1.2 <= slow["high"] < 1.25
+    assert not rows["pytorch, fp32"]["slower"] and rows["pytorch, fp32"]["low"] is None
+    assert "new, fp32: only in" in capsys.readouterr().out
+    assert compared(tmp_path, "--tolerance", "0.25")[0] == 0
+
+
+def test_what_lies_within_the_noise_is_not_slower(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", timed("openvino", 100, [60.0, 90.0, 100.0, 150.0, 180.0]))
+    write(tmp_path / "b.json", timed("openvino", 115, [70.0, 100.0, 115.0, 160.0, 170.0]))
+    code, rows = compared(tmp_path)
+    assert code == 0 and rows["openvino, fp32"]["ratio"] == pytest.approx(1.15)
+    assert rows["openvino, fp32"]["low"] < 1 < rows["openvino, fp32"]["high"]
+
+
+def test_rates_are_turned_over(tmp_path: Path) -> None:
+    for name, rate in (("a", 10.0), ("b", 8.0)):
+        write(tmp_path / f"{name}.json", {"mode": "open", "rate": 12, "clips_per_second": rate, "ms_p50": None})
+    code, rows = compared(tmp_path)
+    assert code == 1 and rows["open, rate 12"]["ratio"] == pytest.approx(1.25)
+
+
+def test_rows_that_cannot_be_told_apart_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.json", timed("openvino", 1), timed("openvino", 2))
+    assert main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
+    assert "two rows of openvino, fp32" in capsys.readouterr().err
+
+
+def test_the_page_holds_every_record_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    write(
+        tmp_path / "fps.json", timed("<script>openvino", 123.4, floor_ms=100.0, ms_p5=120.0, ms_p95=130.0),
+        not_measured=[{"runner": "tensorrt", "precision": "fp16", "reason": "not installed"}],
+    )  # fmt: skip
+    grown = [{"axis": "frames", "value": frames, "ms_median": 10.0 * frames} for frames in (1, 2, 5)]
+    write(tmp_path / "scaling.json", *grown, benchmark="scaling")
+    page = tmp_path / "page.html"
+    assert main(["bench", "report", str(tmp_path), "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    for expected in ("&lt;script&gt;openvino", "123", 'class="floor"', "not installed", "numpy 1.26.4", "0123456789ab"):
+        assert expected in text
+    assert 'class="line l0"' in text  # of the record in which something grows
+    assert not re.search(r"(?:src|href)=\"?(?:https?:|//)|@import|url\(", text)
+    assert text.count("<section") == text.count("</section>") == 2
+
+
+def test_committed_records_can_be_read() -> None:
+    folder = Path(__file__).parents[2] / "bench" / "results"
+    for path in folder.glob("*.json"):
+        assert read_record(path).tables, path
