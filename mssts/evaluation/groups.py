@@ -55,9 +55,9 @@ def ap_by_group(truth: GroundTruth, predictions: Sequence[Track]) -> list[Group]
         members[f"size: {name}"] = [track for track in tracks if low <= track.area < high]
     for low, high in _thirds([seen(track) for track in tracks]):
         members[f"length: {low} to {high} frames"] = [track for track in tracks if low <= seen(track) <= high]
-    for low, high, name in _OCCLUSIONS:
+    for least, most, name in _OCCLUSIONS:
         members[f"occlusion: {name}"] = [
-            track for track, share in zip(tracks, occlusion, strict=True) if low <= share < high
+            track for track, share in zip(tracks, occlusion, strict=True) if least <= share < most
         ]
     return [_group(name, truth, predictions, chosen) for name, chosen in members.items()]
 
