@@ -17,6 +17,7 @@ BENCHMARKS = {
     "fps": "mssts.bench.fps.command",
     "kernels": "mssts.bench.kernels.command",
     "load": "mssts.bench.load",
+    "profile": "mssts.bench.profile.command",
     "report": "mssts.bench.report.command",
     "switches": "mssts.bench.switches",
 }

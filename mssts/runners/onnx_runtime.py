@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class OnnxRuntimeRunner(Runner):
             inputs have buffers on the GPU that are kept for each shape.
         kernels: whether our ops run on our kernels (True), or as the function bodies that are in the file (False). If
             None, on the kernels where those can be used, and `describe` tells why where they cannot.
+        profile: a folder for ONNX Runtime's trace, which `node_milliseconds` reads; no trace if None.
 
     Raises:
         MsstsError: the file is absent or broken, was changed after its export, or is not an engine of this project; a
@@ -58,8 +60,10 @@ class OnnxRuntimeRunner(Runner):
         threads: int | None = None,
         providers: Sequence[str] | None = None,
         kernels: bool | None = None,
+        profile: Path | None = None,
     ) -> None:
         artefact = Artefact.open(model)
+        self._profile = profile
         self._path = artefact.path
         self._threads = threads or cpu_count()
         self._precision = artefact.manifest.precision if artefact.manifest else "unknown"
@@ -113,6 +117,9 @@ class OnnxRuntimeRunner(Runner):
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = session_options(self._threads)
+        if self._profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile / "onnxruntime")
         if self._precision == "fp8":  # ONNX Runtime 1.31 optimises such graphs into wrong ones
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # On a processor neither saves time that could be measured, and both take memory: a plan is a block for each
@@ -136,6 +143,20 @@ class OnnxRuntimeRunner(Runner):
             shape = list(frames_BTHWC.shape)
             raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {first_line(error)}") from None
         return EngineOutput(*outputs)
+
+    def node_milliseconds(self) -> dict[str, float]:
+        """The time of each node in the last inference, of a runner that was made with `profile`.
+
+        It ends the trace. Nodes are named as in the file, with what ONNX Runtime put in their place.
+        """
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        last = [event for event in events if event["name"] == "model_run"][-1]
+        found: dict[str, float] = {}
+        for event in events:
+            name = event["name"].removesuffix("_kernel_time")
+            if event["cat"] == "Node" and name != event["name"] and event["ts"] >= last["ts"]:
+                found[name] = found.get(name, 0.0) + event["dur"] / 1e3
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, precision and active kernels.

@@ -45,6 +45,7 @@ class OpenVinoRunner(Runner):
             references and boxes included, which a file that was exported in bf16 keeps in fp32.
         kernels: whether our ops run on our kernels (True), or as the function bodies that are in the file (False). If
             None, on the kernels where those can be used, and `describe` tells why where they cannot.
+        profile: whether `node_milliseconds` is to tell the time of each node, which costs a little time itself.
 
     Raises:
         MsstsError: the file is absent or broken, was changed after its export, or is not an engine of this project;
@@ -57,6 +58,7 @@ class OpenVinoRunner(Runner):
         threads: int | None = None,
         precision: str | None = None,
         kernels: bool | None = None,
+        profile: bool = False,
     ) -> None:
         artefact = Artefact.open(model)
         self._path = artefact.path
@@ -71,6 +73,8 @@ class OpenVinoRunner(Runner):
             raise MsstsError("this processor has no instructions for bf16; export and run the model in fp32")
         self._threads = threads or cpu_count()
         self._options: dict[str, Any] = {"INFERENCE_NUM_THREADS": self._threads, "PERFORMANCE_HINT": "LATENCY"}
+        if profile:
+            self._options["PERF_COUNT"] = True
         # What of an int8 file is not in 8 bits runs in bf16 too where the processor has it.
         if (precision == "bf16" and written != "bf16") or (precision is None and written == "int8" and has_bf16()):
             self._options["INFERENCE_PRECISION_HINT"] = "bf16"
@@ -143,6 +147,17 @@ class OpenVinoRunner(Runner):
                 shape = list(frames_BTHWC.shape)
                 raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {_last_line(error)}") from None
         return EngineOutput(*outputs)
+
+    def node_milliseconds(self) -> dict[str, float]:
+        """The time of each node in the last inference, of a runner that was made with `profile`.
+
+        Nodes are named as in the file, with what OpenVINO put beside them.
+        """
+        request = next(reversed(self._requests.values()))
+        found: dict[str, float] = {}
+        for node in request.profiling_info:
+            found[node.node_name] = found.get(node.node_name, 0.0) + 1e3 * node.real_time.total_seconds()
+        return found
 
     def describe(self) -> dict[str, Any]:
         """What runs.

@@ -85,6 +85,11 @@ class TorchRunner(Runner):
         """The manifest that an export would have, with the checkpoint as its artefact."""
         return self._manifest
 
+    @property
+    def module(self) -> nn.Module:
+        """The module that runs."""
+        return self._engine
+
     def infer(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> EngineOutput:
         """Runs the engine, see `Runner.infer`.
 
