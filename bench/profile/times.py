@@ -164,4 +164,4 @@ def _medians(seconds: Sequence[float], nodes: Sequence[dict[str, float]]) -> Mod
     # Counters can add up to a little more than the clock says, which a share of the clock's time sets right.
     scale = min(1.0, total / inside) if inside else 1.0
     modules = {name: scale * ms for name, ms in modules.items()}
-    return ModuleTimes(total, {**modules, OUTSIDE: total - sum(modules.values())})
+    return ModuleTimes(total, {**modules, OUTSIDE: max(0.0, total - sum(modules.values()))})

@@ -90,11 +90,15 @@ def test_chains_count_their_flops_and_the_best_rate_is_the_floors(monkeypatch: p
 
 
 @pytest.mark.parametrize("runner", ["openvino", "onnxruntime", "pytorch"])
-def test_the_modules_times_add_up(tmp_path: Path, runner: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_modules_times_add_up(
+    tmp_path: Path, runner: str, exported: tuple[Path, Path, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(rates, "_SECONDS", 0.0)
-    out, cache = tmp_path / "profile.json", folder
-    checkpoint = saved_random_checkpoint(preset("tiny"), folder)
+    checkpoint, engine, _ = exported
+    out, cache = tmp_path / "profile.json", tmp_path / "cache"
+    cache.mkdir()
+    (cache / f"{checkpoint.stem}-fp32").symlink_to(engine)  # is what the command would export
     code = main(
         ["bench", "profile", "--checkpoint", str(checkpoint), "--runner", runner, "--size", "96x128", "--frames", "2",
          "--repeats", "3", "--cache", str(cache), "--out", str(out), "--plot", str(tmp_path / "profile.png")]
