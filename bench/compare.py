@@ -54,7 +54,7 @@ class Change:
     high: float | None
 
     def slower(self, tolerance: float) -> bool:
-        """Whether it takes longer than before by more than the tolerance and more than its noise."""
+        """Whether it takes longer than before, beyond tolerance and noise."""
         return self.ratio > 1 + tolerance and (self.low is None or self.low > 1)
 
 
@@ -69,7 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the ratios; the exit code is 1 if a row got slower beyond the tolerance."""
+    """Prints the ratios.
+
+    The exit code is 1 if a row got slower beyond the tolerance.
+    """
     if not arguments.tolerance >= 0:
         raise MsstsError(f"--tolerance {arguments.tolerance}: expected a share of at least 0, such as 0.05")
     before, after = read_record(arguments.before), read_record(arguments.after)

@@ -1,4 +1,4 @@
-"""The operations of a model on one input shape: their FLOPs and bytes, by module of the paper.
+"""FLOPs and bytes of a model on one input shape, by module of the paper.
 
 They are read from a forward pass over fake tensors, which have shapes and no values, so nothing is computed and no
 memory is needed. A multiply-add counts as two FLOPs, as in the papers' tables of GFLOPs (which often count it as one).
@@ -142,7 +142,7 @@ def _product(name: str, args: Sequence[Any]) -> tuple[str, tuple[int, ...], int]
 
 
 def module_of(path: str) -> str:
-    """The paper's module of one of PyTorch's modules inside `Engine`, by its dotted path."""
+    """The paper's module that a dotted path inside `Engine` belongs to."""
     path = path.removeprefix("model.")
     if path.startswith("backbone"):
         return "backbone"

@@ -1,4 +1,6 @@
-"""The machine's best rate at the products of a model: what no engine here can pass for long.
+"""The machine's best rate at the products of a model.
+
+No engine here can pass it for long.
 
 A chain of layers of one of the model's own shapes, there and back, is timed in PyTorch (oneDNN) and in OpenVINO. The
 best sustained rate of all shapes and both libraries is the machine's; a model's FLOPs divided by it are its floor.

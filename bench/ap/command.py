@@ -1,4 +1,7 @@
-"""`mssts bench ap`: how accurate a checkpoint, file, engine, server or set of results is, and what it gets wrong."""
+"""`mssts bench ap`: how accurate something is, and what it gets wrong.
+
+It may be a checkpoint, an export, an engine, a server or a set of results.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ _DRAWN_SCORE = 0.3
 
 
 def write_sheet(path: Path, data: Path, truth: GroundTruth, predictions: Sequence[Track]) -> None:
-    """Draws the worst videos, two rows each: what is annotated, and below it what was found.
+    """Draws the worst videos, two rows each.
+
+    The first row is what is annotated, the second what was found.
 
     Raises:
         MsstsError: a frame cannot be read, or the sheet cannot be written.

@@ -1,4 +1,7 @@
-"""`mssts bench profile`: where the time of a clip goes, by module of the paper, beside the machine's floor."""
+"""`mssts bench profile`: where the time of a clip goes.
+
+It tells the time by module of the paper, beside the machine's floor.
+"""
 
 from __future__ import annotations
 

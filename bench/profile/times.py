@@ -41,7 +41,7 @@ class ModuleTimes:
 def times_in_engine(
     runner: str, path: Path, clip: tuple[np.ndarray, np.ndarray], threads: int, repeats: int
 ) -> ModuleTimes:
-    """The times of an exported model in OpenVINO or ONNX Runtime, by their own counters.
+    """The times of an export in OpenVINO or ONNX Runtime, by their counters.
 
     Args:
         runner: `openvino` or `onnxruntime`.
@@ -147,7 +147,10 @@ def _makers(path: Path) -> dict[str, str]:
 
 
 def _by_module(nodes: dict[str, float]) -> dict[str, float]:
-    """Milliseconds by module, from those by node. What a runtime put between two nodes is named after the second."""
+    """Milliseconds by module, from those by node.
+
+    What a runtime puts between two nodes is named after the second.
+    """
     if not nodes:
         raise MsstsError("the runtime tells no times of nodes")
     found: defaultdict[str, float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of average precision: how much of it is the choice of videos."""
+"""Bootstrap intervals of average precision over the choice of videos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mssts.evaluation.tracks import GroundTruth, Track
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the interval in which it lies with 95 % confidence, over draws of the videos."""
+    """A figure and its 95 % interval over draws of the videos."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ def ap_interval(truth: GroundTruth, predictions: Sequence[Track], draws: int = 5
 def ap_difference(
     truth: GroundTruth, first: Sequence[Track], second: Sequence[Track], draws: int = 500, seed: int = 0
 ) -> Interval:
-    """How much higher the average precision of the second predictions is than that of the first.
+    """How much higher the AP of the second predictions is than the first's.
 
     Both are scored on the same draws of videos, so what is hard for both does not widen the interval.
     """
@@ -79,7 +79,10 @@ class _Scorer:
         ]
 
     def ap(self, chosen: np.ndarray) -> float:
-        """Average precision of the chosen videos, by index, repeats counted as often as they occur."""
+        """Average precision of the chosen videos, by index.
+
+        Repeats count as often as they occur.
+        """
         return defined_mean(np.array([self._precision(found, chosen) for found in self._categories]))
 
     def _precision(self, found: Sequence[dict[str, object] | None], chosen: np.ndarray) -> float:

@@ -78,7 +78,10 @@ def seen(track: Track) -> int:
 
 
 def _thirds(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges, both ends included, that hold about a third of the lengths each, fewer where they are much the same."""
+    """Ranges, both ends included, that hold about a third of the lengths each.
+
+    There are fewer where the lengths are much the same.
+    """
     if not lengths:
         return []
     ordered = sorted(lengths)

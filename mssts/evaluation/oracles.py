@@ -111,7 +111,10 @@ def with_true_links(truth: GroundTruth, predictions: Sequence[Track]) -> list[Tr
 def _layers(
     predicted: Sequence[Track], chosen_PT: np.ndarray, best_first: Sequence[int], together: bool
 ) -> Iterator[list[tuple[Track, np.ndarray]]]:
-    """Tracks to be made of the chosen masks: each a list of a prediction and its frames, best first."""
+    """Tracks to be made of the chosen masks, best first.
+
+    Each is a list of predictions and their frames.
+    """
     left_PT = chosen_PT & np.stack([track.pixels_T > 0 for track in predicted]) if predicted else chosen_PT
     while left_PT.any():
         taken_T = np.zeros(left_PT.shape[1], bool)
@@ -165,7 +168,10 @@ def _shown_objects(track: Track, annotated: Sequence[Track]) -> np.ndarray:
 
 
 def _by_video(truth: GroundTruth, predictions: Sequence[Track]) -> Iterator[tuple[list[Track], list[Track]]]:
-    """The predicted tracks of each video that has some, and its annotated ones, crowds left out."""
+    """The predicted tracks of each video that has some, and its annotated ones.
+
+    Crowds are left out.
+    """
     groups: defaultdict[int, list[Track]] = defaultdict(list)
     for track in predictions:
         groups[track.video_id].append(track)

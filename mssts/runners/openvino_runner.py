@@ -149,9 +149,9 @@ class OpenVinoRunner(Runner):
         return EngineOutput(*outputs)
 
     def node_milliseconds(self) -> dict[str, float]:
-        """The time of each node in the last inference, of a runner that was made with `profile`.
+        """The time of each node in the last inference.
 
-        Nodes are named as in the file, with what OpenVINO put beside them.
+        The runner must have been made with `profile`. Nodes are named as in the file, with what OpenVINO put beside them.
         """
         request = next(reversed(self._requests.values()))
         found: dict[str, float] = {}
