@@ -147,7 +147,8 @@ class OnnxRuntimeRunner(Runner):
     def node_milliseconds(self) -> dict[str, float]:
         """The time of each node in the last inference.
 
-        The runner must have been made with `profile`; the trace ends here. Nodes are named as in the file, with what ONNX Runtime put in their place.
+        The runner must have been made with `profile`; the trace ends here. Nodes are named as in the file, with what
+        ONNX Runtime put in their place.
         """
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         last = [event for event in events if event["name"] == "model_run"][-1]

@@ -151,7 +151,8 @@ class OpenVinoRunner(Runner):
     def node_milliseconds(self) -> dict[str, float]:
         """The time of each node in the last inference.
 
-        The runner must have been made with `profile`. Nodes are named as in the file, with what OpenVINO put beside them.
+        The runner must have been made with `profile`. Nodes are named as in the file, with what OpenVINO put beside
+        them.
         """
         request = next(reversed(self._requests.values()))
         found: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Records of measurements: their names, the page of all, and what got slower between two."""
+"""Records: their names, the page of all, what got slower between two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What AP loses to which mistake, by group, and how far it is the choice of videos."""
+"""What AP loses to which mistake, by group, and by the choice of videos."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ LEFT, RIGHT = columns(0, 4), columns(6, 10)
 
 
 def scene(*found: tuple[int, float, list[Any]]) -> tuple[GroundTruth, tuple[Track, ...]]:
-    """Two objects, an ape on the left and a zebra on the right, and what was found: class, score, masks."""
+    """An ape on the left, a zebra on the right, and what was found.
+
+    That is class, score and masks of each.
+    """
     names = [f"{t}.jpg" for t in range(FRAMES)]
     annotations = [
         {"id": i, "video_id": 1, "category_id": i, "iscrowd": 0, "segmentations": [mask] * FRAMES}
