@@ -108,7 +108,7 @@ def compare(before: Record, after: Record) -> tuple[list[Change], list[tuple[str
     """The rows that both records have, and those that one alone has, with its path.
 
     Raises:
-        MsstsError: two rows of a record cannot be told apart.
+        MsstsError: two rows of a record are of the same choices.
     """
     old, new = _timed_rows(before), _timed_rows(after)
     changes = [_change(row, old[row], new[row]) for row in old if row in new]
