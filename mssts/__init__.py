@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mssts.segmenters import load
     from mssts.segmenters.base import Instances, Segmenter
     from mssts.segmenters.triton import AsyncTritonSegmenter, ClientOptions
+    from mssts.streaming.options import StreamOptions
+    from mssts.streaming.stream import stream
 
 __version__ = "0.2.0"
 
@@ -31,10 +33,12 @@ __all__ = [
     "Instances",
     "MsstsError",
     "Segmenter",
+    "StreamOptions",
     "__version__",
     "evaluate",
     "load",
     "predict",
+    "stream",
 ]
 
 _MODULES = {
@@ -43,9 +47,11 @@ _MODULES = {
     "Instances": "mssts.segmenters.base",
     "MsstsError": "mssts.errors",
     "Segmenter": "mssts.segmenters.base",
+    "StreamOptions": "mssts.streaming.options",
     "evaluate": "mssts.evaluation",
     "load": "mssts.segmenters",
     "predict": "mssts.prediction.predictor",
+    "stream": "mssts.streaming.stream",
 }
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "serve": "mssts.commands.serve",
     "health": "mssts.commands.health",
     "predict": "mssts.commands.predict",
+    "stream": "mssts.commands.stream",
     "evaluate": "mssts.commands.evaluate",
     "bench": "mssts.bench.command",
     "describe": "mssts.commands.describe",

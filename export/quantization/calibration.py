@@ -22,7 +22,7 @@ from mssts.manifest import Manifest
 from mssts.media.orientation import Exif
 from mssts.media.sources import open_source
 from mssts.media.video import Video
-from mssts.prediction.tracking import windows
+from mssts.prediction.windowing import windows
 from mssts.runners.fixed_shape import pad_to_shape
 from mssts.runners.onnx_runtime import session_options
 from mssts.segmenters.preprocessing import engine_input

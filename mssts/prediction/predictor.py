@@ -10,31 +10,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from tqdm import tqdm
 
 from mssts.categories import CategoryMap, map_by_name, warnings_of
 from mssts.errors import MsstsError
 from mssts.files import reason, write_json
 from mssts.manifest import Category
-from mssts.media.images import encode_jpeg
 from mssts.media.sources import VideoSource, open_source
 from mssts.media.video import Frame, Video, has_variable_rate
 from mssts.prediction.overlay import Overlay
 from mssts.prediction.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
-from mssts.prediction.tracking import Linker, Track, windows
+from mssts.prediction.tracking import Linker, Track
+from mssts.prediction.windowing import MIN_SCORE, clip_of, windows
 from mssts.provenance import provenance
 from mssts.segmenters.base import Segmenter
 
 ARCHIVE = "results.zip"
 
-# Instances below it change no average precision, but an engine returns as many as it is asked for in every window.
-_MIN_SCORE = 0.01
 # The released inference.py gives instances below it no mask. Such an entry matches nothing and ranks last, so leaving
 # it out, as we do, changes no figure of the evaluation.
 _MIN_SCORE_WHOLE_VIDEO = 0.001
 _MAX_TRACKS = 100  # a video; the official evaluation looks at no more
-_JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -272,9 +268,9 @@ def _predict_video(
                 _draw(overlay, waiting[: start - waiting_start], waiting_start, linker, clock)
                 waiting, waiting_start = frames, start
             with clock.stage("read"):
-                clip = _clip(frames, options.transfer)
+                clip = clip_of(frames, options.transfer)
             with clock.stage("segment"):
-                found = segmenter.segment(clip, _MIN_SCORE_WHOLE_VIDEO if options.whole_video else _MIN_SCORE)
+                found = segmenter.segment(clip, _MIN_SCORE_WHOLE_VIDEO if options.whole_video else MIN_SCORE)
             with clock.stage("link"):
                 linker.add(start, len(frames), found)
             clips += 1
@@ -305,7 +301,7 @@ def _predict_video(
 
 
 def _windows(video: Video, segmenter: Segmenter, whole_video: bool, clock: _Clock) -> Iterator[tuple[int, list[Frame]]]:
-    """The clips of a video, as `mssts.prediction.tracking.windows`."""
+    """The clips of a video, as `mssts.prediction.windowing.windows`."""
     manifest = segmenter.manifest
     frames = clock.reading(video.frames())
     if whole_video:
@@ -344,16 +340,6 @@ def _draw(overlay: Overlay, frames: Sequence[Frame], start: int, linker: Linker,
     with clock.stage("render"):
         for t, frame in enumerate(frames, start):
             overlay.add(frame, linker.visible(t))
-
-
-def _clip(frames: Sequence[Frame], transfer: str) -> np.ndarray | list[bytes]:
-    """A window's frames as they are sent, see `PredictOptions.transfer`."""
-    encoded = [frame.encoded for frame in frames if frame.encoded is not None]
-    if transfer != "raw" and len(encoded) == len(frames):
-        return encoded
-    if transfer == "jpeg":
-        return [encode_jpeg(frame.rgb_HWC, _JPEG_QUALITY) for frame in frames]
-    return np.stack([frame.rgb_HWC for frame in frames])
 
 
 def _split(seconds: dict[str, float], before: dict[str, float], after: dict[str, float]) -> dict[str, float]:

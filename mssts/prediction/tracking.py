@@ -1,24 +1,18 @@
-"""Long videos: overlapping windows, and identities linked through them.
-
-Memory is bounded by the window.
+"""Identities of a long video, linked through its overlapping windows.
 
 Letters: N instances of a window, K tracks, T frames.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 
 from mssts import masks
-from mssts.errors import MsstsError
+from mssts.prediction.windowing import owned_from
 from mssts.segmenters.base import Instances
-
-_Frame = TypeVar("_Frame")
 
 # The masks of one object in two windows overlap by far more than this even when they are poor. Two objects of one class
 # that cross overlap by less, as they do so in a part of the shared frames only.
@@ -27,33 +21,6 @@ _MIN_IOU = 0.3
 # Measured on MovingShapes with perfect masks and windows of 5 frames that share 1: from 0.3 to 0.1, the frames under
 # the right identity rise from 87.5% to 91.6%, those under a wrong one stay at 0.3%. Extrapolating motion does worse.
 _MIN_ADJACENT_IOU = 0.1
-
-
-def windows(frames: Iterable[_Frame], clip_frames: int, clip_overlap: int) -> Iterator[tuple[int, list[_Frame]]]:
-    """Yields the windows of a stream of frames: (index of the first frame, frames).
-
-    Consecutive windows share `clip_overlap` frames. The last window is shifted back to end with the video rather than
-    cut short: an engine sees as much context at the end as elsewhere, and always the same shape. Only a video shorter
-    than `clip_frames` gives a shorter window. No more than `clip_frames` frames are held.
-
-    Raises:
-        MsstsError: the overlap is negative or as long as the window.
-    """
-    if not 0 <= clip_overlap < clip_frames:
-        raise MsstsError(f"a window of {clip_frames} frames cannot overlap the next by {clip_overlap}")
-    recent: deque[_Frame] = deque(maxlen=clip_frames)
-    count = 0  # frames seen
-    covered = 0  # of them, those that lie in a window
-    window_end = clip_frames
-    for frame in frames:
-        recent.append(frame)
-        count += 1
-        if count == window_end:
-            yield count - clip_frames, list(recent)
-            covered = count
-            window_end += clip_frames - clip_overlap
-    if count > covered:
-        yield count - len(recent), list(recent)
 
 
 @dataclass(frozen=True)
@@ -134,10 +101,14 @@ class Linker:
     later, so that a mask comes from the window that holds more frames around it; where one window has no mask, the
     other's is taken. Frames before a window's start are final once that window is known, so they can be drawn while the
     video is still being read.
+
+    Args:
+        known: identities that are in use already; new ones are counted from there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: int = 0) -> None:
         self._tracks: list[_OpenTrack] = []
+        self._known = known
         self._recent: list[_OpenTrack] = []  # those that a window may still continue
         self._length = 0
 
@@ -151,17 +122,23 @@ class Linker:
             raise ValueError(f"window {start}…{start + frames} does not continue the {self._length} frames so far")
         self._recent = [track for track in self._recent if track.last_visible >= start - frames]
         linked = self._match(start, found)
-        middle = (start + self._length + 1) // 2
+        middle = owned_from(start, self._length)
         for instance in range(len(found)):
             track = linked.get(instance)
             if track is not None:
                 track.extend(start, middle, instance, found)
             elif any(found.rles[instance]):
-                track = _OpenTrack(len(self._tracks) + 1, int(found.labels[instance]))
+                self._known += 1
+                track = _OpenTrack(self._known, int(found.labels[instance]))
                 track.extend(start, start, instance, found)
                 self._tracks.append(track)
                 self._recent.append(track)
         self._length = start + frames
+
+    @property
+    def known(self) -> int:
+        """Identities in use, those of tracks that ended included."""
+        return self._known
 
     def visible(self, frame: int) -> list[TrackedInstance]:
         """The tracks visible in a frame of the last window, as known so far, best first."""
@@ -171,6 +148,17 @@ class Linker:
             if frame in track.rles
         ]
         return sorted(visible, key=lambda instance: -instance.score)
+
+    def forget(self, before: int) -> None:
+        """Frees what no later window needs, so that memory stays bounded in a stream without an end.
+
+        That is the tracks which none may continue, and masks and boxes of frames before `before`, where no later window
+        starts, except each track's last. `tracks()` then lacks them.
+        """
+        self._tracks = list(self._recent)
+        for track in self._recent:
+            track.rles = {t: rle for t, rle in track.rles.items() if t >= before or t == track.last_visible}
+            track.boxes = {t: box for t, box in track.boxes.items() if t >= before}
 
     def tracks(self) -> list[Track]:
         """The tracks of the frames covered so far, best first."""

@@ -137,6 +137,11 @@ class Segmenter(ABC):
         """The most that one clip may hold."""
         return LIMITS
 
+    @property
+    def in_flight(self) -> int:
+        """Clips that it works on at once if several threads call `segment`."""
+        return 1
+
     def describe(self) -> dict[str, Any]:
         """Name, version and precision of what runs the engine, as a JSON value."""
         return {"name": type(self).__name__, "precision": self.manifest.precision}

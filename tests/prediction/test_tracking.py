@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from mssts.errors import MsstsError
-from mssts.prediction.tracking import Linker, Track, windows
+from mssts.prediction.tracking import Linker, Track
+from mssts.prediction.windowing import windows
 from mssts.segmenters.base import Instances
 
 SIZE = (60, 120)

@@ -79,6 +79,11 @@ class TritonSegmenter(Segmenter):
             self._ask_any(lambda server: server.client.get_server_metadata(client_timeout=CONNECT_SECONDS)).version
         )
 
+    @property
+    def in_flight(self) -> int:
+        """Clips that are sent at once, see `ClientOptions.in_flight`."""
+        return self._options.in_flight or 2 * len(self._pool.servers)
+
     def segment(self, frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float = 0.0) -> Instances:
         """Finds the instances of a clip, see `Segmenter.segment`.
 
@@ -115,7 +120,7 @@ class TritonSegmenter(Segmenter):
 
         No more clips are taken from `clips` than are in flight, see `ClientOptions.in_flight`.
         """
-        in_flight = self._options.in_flight or 2 * len(self._pool.servers)
+        in_flight = self.in_flight
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="mssts-client")
         sent: deque[Future[Instances]] = deque()
         try:

@@ -1,0 +1,1 @@
+"""Streams: live video in, tracked masks out as they come."""

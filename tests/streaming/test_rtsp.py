@@ -1,0 +1,160 @@
+"""A real RTSP server: latency, a camera that dies and comes back, one that freezes, and passwords."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.streams import PATIENCE, Collected, ColourSegmenter
+
+from mssts.errors import MsstsError
+from mssts.streaming.options import StreamOptions
+from mssts.streaming.results import FrameResult
+from mssts.streaming.sources import open_stream_source
+from mssts.streaming.stream import Stream
+
+SCRIPT = Path(__file__).parents[1] / "support" / "rtsp_server.py"
+PYTHON = "/usr/bin/python3"  # the one that Debian's bindings belong to
+RATE, PERIOD, STEP = 12, 24, 4  # as in the script
+CLIP_FRAMES, STRIDE, CLIP_SECONDS = 5, 3, 0.2
+
+bindings = subprocess.run(
+    [PYTHON, "-c", "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"],
+    check=False, capture_output=True,
+)  # fmt: skip
+pytestmark = pytest.mark.skipif(
+    bindings.returncode != 0, reason="needs Debian's gir1.2-gst-rtsp-server-1.0 and python3-gi"
+)
+
+
+class Server:
+    """The camera's process, which can be killed and started again on its port."""
+
+    def __init__(self, *account: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.epoch = time.time()
+        self._account = account
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"rtsp://127.0.0.1:{self.port}/camera"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [PYTHON, str(SCRIPT), str(self.port), str(self.epoch), *self._account], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None and self.process.stdout.readline() == "listening\n"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def age(self, result: FrameResult) -> float:
+        """Seconds since the camera took the picture, from what is in it."""
+        (bar,) = [item for item in result.instances if item.name == "blue"]
+        k = round(bar.bbox[2] / STEP) - 1
+        return (time.time() - self.epoch - k / RATE) % (PERIOD / RATE)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    started: list[Server] = []
+
+    def start(*account: str) -> Server:
+        started.append(Server(*account))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+def take(results: Collected, count: int, server: Server) -> list[tuple[FrameResult, float]]:
+    """Results with the ages that their pictures had when they came."""
+    found = []
+    for _ in range(count):
+        (result,) = results.next_results(1)
+        found.append((result, server.age(result)))
+    return found
+
+
+def tracks(found: list[tuple[FrameResult, float]], name: str) -> set[int]:
+    return {item.track for result, _ in found for item in result.instances if item.name == name}
+
+
+def test_a_camera_is_followed_in_time_and_over_its_death(serve: Callable[..., Server]) -> None:
+    server = serve()
+    options = StreamOptions(stride=STRIDE, timeout=3, reconnect=30)
+    source = open_stream_source(server.url, options)
+    assert source.is_live
+    said: list[str] = []
+    with Stream(source, ColourSegmenter(CLIP_FRAMES, seconds=CLIP_SECONDS), options, said.append) as stream:
+        results = Collected(stream)
+        take(results, 6, server)  # the first window waits until it is full
+        before = take(results, 36, server)
+        promised = max(STRIDE, -(-(CLIP_FRAMES + STRIDE) // 2) - 1) / RATE + CLIP_SECONDS
+        assert statistics.median(age for _, age in before) <= promised + CLIP_SECONDS / 2
+        steps = [b.time - a.time for (a, _), (b, _) in itertools.pairwise(before)]
+        assert statistics.median(steps) == pytest.approx(1 / RATE, abs=2e-3)
+
+        server.kill()
+        time.sleep(1)
+        server.start()
+        while not any("back after" in line for line in said):
+            (last,) = results.next_results(1)
+        after = take(results, 12, server)
+    assert tracks(after, "red") == tracks(before, "red") and len(tracks(before, "red")) == 1
+    assert said[0].split(": ")[1] == "lost"
+    assert stream.figures().reconnections == 1
+    numbers = [result.frame for result, _ in after]
+    assert numbers == list(range(last.frame + 1, last.frame + 13))
+    assert 1 < after[-1][0].time - before[-1][0].time < PATIENCE  # times go on by the clock, over the gap
+
+
+def test_a_camera_that_freezes_is_left_and_found_again(serve: Callable[..., Server]) -> None:
+    server = serve()
+    options = StreamOptions(timeout=1, reconnect=30)
+    said: list[str] = []
+    with Stream(open_stream_source(server.url, options), ColourSegmenter(), options, said.append) as stream:
+        results = Collected(stream)
+        results.next(8)
+        server.process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + PATIENCE
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.process.send_signal(signal.SIGCONT)
+        while not any("back after" in line for line in said):
+            results.next(1)
+    assert "nothing came for 1 s" in said[0]
+
+
+def test_a_camera_that_stays_away_ends_the_stream(serve: Callable[..., Server]) -> None:
+    server = serve()
+    options = StreamOptions(timeout=1, reconnect=0.5)
+    with Stream(open_stream_source(server.url, options), ColourSegmenter(), options, lambda line: None) as stream:
+        results = Collected(stream)
+        results.next(5)
+        server.kill()
+        with pytest.raises(MsstsError, match=r"not back after 0\.5 s: nothing listens"):
+            results.rest()
+
+
+def test_a_wrong_password_is_one_line_without_it(serve: Callable[..., Server]) -> None:
+    server = serve("admin", "right")
+    address = server.url.removeprefix("rtsp://")
+    with pytest.raises(MsstsError, match="refuses the user or the password") as error:
+        open_stream_source(f"rtsp://admin:wr0ng@{address}", StreamOptions(timeout=3))
+    assert "wr0ng" not in str(error.value) and "admin" not in str(error.value)
+    options = StreamOptions(timeout=3)
+    with Stream(open_stream_source(f"rtsp://admin:right@{address}", options), ColourSegmenter(), options) as stream:
+        assert next(stream).frame == 0
