@@ -88,6 +88,7 @@ def test_stages_are_imported_by_their_name_in_the_package():
         "mssts.segmenters.local",
         "mssts.segmenters.triton",
         "mssts.prediction.predictor",
+        "mssts.streaming.stream",
         "mssts.evaluation",
     ],
 )

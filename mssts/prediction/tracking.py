@@ -150,10 +150,11 @@ class Linker:
         return sorted(visible, key=lambda instance: -instance.score)
 
     def forget(self, before: int) -> None:
-        """Frees what no later window needs, so that memory stays bounded in a stream without an end.
+        """Frees what no later window needs.
 
-        That is the tracks which none may continue, and masks and boxes of frames before `before`, where no later window
-        starts, except each track's last. `tracks()` then lacks them.
+        So memory stays bounded in a stream without an end. What is freed is the tracks which none may continue, and
+        masks and boxes of frames before `before`, where no later window starts, except each track's last. `tracks()`
+        then lacks them.
         """
         self._tracks = list(self._recent)
         for track in self._recent:

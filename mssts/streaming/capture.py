@@ -1,6 +1,8 @@
-"""Cameras and network streams, read by FFmpeg and connected again when they are lost.
+"""Cameras and network streams, read by FFmpeg.
 
-libavformat does not connect again, and ends a camera that is lost as it ends a file.
+A source that is lost is connected again.
+
+libavformat does not do that, and ends a camera that is lost as it ends a file.
 """
 
 from __future__ import annotations

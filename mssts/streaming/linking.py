@@ -17,11 +17,12 @@ _Results = Iterator[tuple[ArrivedFrame, FrameResult]]
 
 
 class WindowLinking:
-    """Links windows by the linker of `predict`, and gives each frame's result as soon as it is final.
+    """Links windows, and gives each frame's result as soon as it is final.
 
-    A frame's masks are decided by the window that owns it. Of the frames that two windows share, the first half belongs
-    to the earlier one. Two things that `predict` does are left out, as they would change a result that was given: a
-    later window does not fill in a mask that the owner lacks, and a score is that of the track so far.
+    The linker is that of `predict`. A frame's masks are decided by the window that owns it. Of the frames that two
+    windows share, the first half belongs to the earlier one. Two things that `predict` does are left out, as they would
+    change a result that was given: a later window does not fill in a mask that the owner lacks, and a score is that of
+    the track so far.
 
     Args:
         categories: the engine's.
@@ -40,7 +41,10 @@ class WindowLinking:
         self._waiting: deque[tuple[int, ArrivedFrame]] = deque()  # the frames without a result, by their index
 
     def before(self, window: Window[ArrivedFrame]) -> _Results:
-        """Results of the frames that earlier windows own, now that it is known where the next one begins."""
+        """Results of the frames that earlier windows own.
+
+        Where the next one begins decides that.
+        """
         yield from self._final(owned_from(window.start, self._covered) if window.frames else window.end)
 
     def after(self, window: Window[ArrivedFrame], found: Instances) -> _Results:

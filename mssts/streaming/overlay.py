@@ -18,9 +18,9 @@ _DEFAULT_FPS = 12.0  # of sources that do not tell
 
 
 def annotated(result: FrameResult, scale: int = 1) -> np.ndarray:
-    """The frame with its tracks drawn over it, enlarged `scale` times, RGB uint8 [H, W, 3].
+    """The frame with its tracks drawn over it, RGB uint8 [H, W, 3].
 
-    The result must carry its image.
+    It is enlarged `scale` times. The result must carry its image.
     """
     image_HWC = result.image
     assert image_HWC is not None, "the stream was not asked for images"

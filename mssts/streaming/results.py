@@ -60,7 +60,10 @@ class FrameResult:
 
     @property
     def image(self) -> np.ndarray | None:
-        """The frame's pixels, RGB uint8 [H, W, 3], None unless the stream was asked for them."""
+        """The frame's pixels, RGB uint8 [H, W, 3].
+
+        None unless the stream was asked for them.
+        """
         return None if self.picture is None else self.picture.rgb_HWC
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +113,7 @@ class StreamFigures:
 def frame_instances(
     tracked: Sequence[TrackedInstance], size: tuple[int, int], categories: Sequence[Category], score_threshold: float
 ) -> tuple[FrameInstance, ...]:
-    """The tracks of a frame of `size` (height, width) whose score is not below the threshold."""
+    """The tracks of a frame whose score is not below the threshold."""
     return tuple(_instance(item, size, categories[item.label]) for item in tracked if item.score >= score_threshold)
 
 

@@ -15,7 +15,10 @@ class Monitored(Protocol):
         """The figures now."""
 
     def lines(self) -> tuple[str, ...]:
-        """The last things that were said of the source, as that it was lost or is back, the newest last."""
+        """The last things that were said of the source, the newest last.
+
+        For example that it was lost, or is back.
+        """
 
 
 class Sink(ABC):

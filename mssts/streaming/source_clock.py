@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 _MOST_STEP = 10.0  # seconds between frames of one connection, beyond which the source's clock was set
 
+_TIMELESS = 10  # frames; the first one of an RTSP session often has no time
+
 
 class SourceClock:
-    """Seconds since the first frame, by the source's clock as far as it can be trusted.
+    """Seconds since the first frame, by the source's clock where it can be trusted.
 
     Where a frame has no time, it gets that of its arrival. Where the source's clock begins again, as after a
     reconnection, or jumps, it is taken on from there: the step is that of the arrivals.
@@ -22,7 +24,7 @@ class SourceClock:
         self._offset: float | None = None  # from the source's seconds to ours, None where it must be found
         self._last = 0.0
         self._arrived: float | None = None  # the last frame
-        self._is_noted = False
+        self._without = 0  # frames in a row that had no time
 
     def reconnected(self) -> None:
         """Notes that the source's clock may have begun again."""
@@ -40,10 +42,11 @@ class SourceClock:
         line = ""
         if shown is None:
             self._last = by_arrival
-            if not self._is_noted:
-                self._is_noted = True
+            self._without += 1
+            if self._without == _TIMELESS:
                 line = "frames come without times; those of their arrival are taken"
             return self._last, line
+        self._without = 0
         if self._offset is not None:
             step = shown + self._offset - self._last
             if not 0 < step <= max(_MOST_STEP, 2 * (by_arrival - self._last)):

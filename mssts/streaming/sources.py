@@ -102,7 +102,10 @@ def open_stream_source(source: Path | str | int, options: StreamOptions) -> Stre
 
 
 def video_source(video: Video, name: str) -> StreamSource:
-    """A stored video as a source: as fast as it can be used, or at its own speed if live."""
+    """A stored video as a source.
+
+    It is read as fast as it can be used, or at its own speed if live.
+    """
 
     def items(stopped: threading.Event, live: bool) -> Items:
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""A stream: a source read, segmented and linked at the same time, a result a frame."""
+"""A stream: a source read, segmented and linked at the same time."""
 
 from __future__ import annotations
 
@@ -200,7 +200,10 @@ class Stream:
             self._buffer.end()
 
     def _segment(self) -> None:
-        """Runs windows, each in its turn; the results wait in that order."""
+        """Runs windows, each in its turn.
+
+        The results wait in that order.
+        """
         while True:
             self._slots.acquire()
             with self._turn:

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import deque
@@ -18,6 +19,7 @@ from mssts.streaming.sinks import Monitored, Sink
 from mssts.streaming.sources import public_name
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts at one batch
+_END_SECONDS = 5.0  # for what is left when the stream ends
 _AGAIN = frozenset({408, 425, 429})  # besides 5xx, the statuses that may pass
 
 
@@ -66,7 +68,8 @@ class Webhook(Sink):
         self._batch, self._seconds, self._attempts, self._timeout = batch, seconds, attempts, timeout
         self._waiting: deque[dict[str, Any]] = deque(maxlen=most_waiting)
         self._changed = threading.Condition()
-        self._is_closing = False
+        self._end: float | None = None  # until when what is left may still be sent, once closed
+        self._sending = 0
         self._lost = 0
         self._line = ""  # what is to be said
         self._is_failing = False
@@ -97,27 +100,32 @@ class Webhook(Sink):
             MsstsError: frames were not sent.
         """
         with self._changed:
-            self._is_closing = True
+            self._end = time.monotonic() + _END_SECONDS
             self._changed.notify()
         if self._thread.ident is not None:
-            self._thread.join(min(5.0, self._timeout))
+            self._thread.join(_END_SECONDS)
         with self._changed:
-            left = self._lost + len(self._waiting)
+            left = self._lost + self._sending + len(self._waiting)
         if left:
             raise MsstsError(f"{self._name}: {left} frames were not posted")
 
     def _send_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_closing)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._end is not None)
+                if not self._waiting or self._is_over:
                     return
                 frames = [self._waiting.popleft() for _ in range(min(self._batch, len(self._waiting)))]
+                self._sending = len(frames)
             sent = self._send(json.dumps({"frames": frames}, ensure_ascii=False, separators=(",", ":")).encode())
             with self._changed:
                 self._lost += 0 if sent else len(frames)
-                if not self._is_closing:
-                    self._changed.wait_for(lambda: self._is_closing, self._seconds)
+                self._sending = 0
+                self._changed.wait_for(lambda: self._end is not None, self._seconds)
+
+    @property
+    def _is_over(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end
 
     def _send(self, body: bytes) -> bool:
         """Sends a batch, again if need be, and returns whether it arrived."""
@@ -128,10 +136,9 @@ class Webhook(Sink):
                 self._say(f"{self._name}: takes results again", failing=False)
                 return True
             self._say(f"{self._name}: does not take results: {cause}", failing=True)
-            if not may_pass or self._is_closing or attempt + 1 == self._attempts:
+            if not may_pass or self._is_over or attempt + 1 == self._attempts:
                 break
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closing, pause)
+            time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         return False
 

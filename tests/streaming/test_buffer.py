@@ -13,7 +13,7 @@ from mssts.streaming.buffer import WindowBuffer
 @settings(deadline=None)
 @given(st.integers(1, 6), st.lists(st.sampled_from(["frame"] * 6 + ["take", "break"]), max_size=60), st.data())
 def test_live_windows_are_whole_newest_and_counted(clip_frames: int, steps: list[str], data: st.DataObject) -> None:
-    """Whatever the order of events: a frame lies in a window, waits for one, or is counted as dropped."""
+    """A frame lies in a window, waits for one, or is counted, whatever happens."""
     overlap = data.draw(st.integers(0, clip_frames - 1))
     buffer: WindowBuffer[int] = WindowBuffer(clip_frames, overlap, live=True)
     number, broken_at, taken, windows = 0, [0], 0, []

@@ -82,9 +82,25 @@ def test_a_long_pause_is_no_jump() -> None:
 def test_frames_without_times_get_those_of_their_arrival() -> None:
     clock = FakeTime()
     times = SourceClock(clock)
-    assert "without times" in times.time(None)[1]
-    clock.now += 0.5
-    assert times.time(None) == (pytest.approx(0.5), "")
+    lines = []
+    for number in range(30):
+        seconds, line = times.time(None)
+        assert seconds == pytest.approx(number / 2)
+        lines += [line] if line else []
+        clock.now += 0.5
+    (line,) = lines
+    assert "without times" in line
+
+
+def test_a_first_frame_without_a_time_is_nothing_to_speak_of() -> None:
+    """So begin many RTSP sessions."""
+    clock = FakeTime()
+    times = SourceClock(clock)
+    assert times.time(None) == (0, "")
+    clock.now += 0.1
+    assert times.time(0.08) == (pytest.approx(0.1), "")
+    clock.now += 0.3
+    assert times.time(0.16) == (pytest.approx(0.18), "")
 
 
 # --- losing and finding -------------------------------------------------------------------------------------------

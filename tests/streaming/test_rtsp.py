@@ -1,4 +1,4 @@
-"""A real RTSP server: latency, a camera that dies and comes back, one that freezes, and passwords."""
+"""A real RTSP server: latency, cameras that die or freeze, and passwords."""
 
 from __future__ import annotations
 
@@ -51,13 +51,16 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [PYTHON, str(SCRIPT), str(self.port), str(self.epoch), *self._account], stdout=subprocess.PIPE, text=True
+            [PYTHON, str(SCRIPT), str(self.port), str(self.epoch), *self._account],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         assert self.process.stdout is not None and self.process.stdout.readline() == "listening\n"
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
     def age(self, result: FrameResult) -> float:
         """Seconds since the camera took the picture, from what is in it."""

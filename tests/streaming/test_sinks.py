@@ -1,4 +1,4 @@
-"""Where results go: JSON lines, webhooks, overlays, and what happens when they fail."""
+"""Where results go: JSON lines, webhooks and overlays, and their failures."""
 
 from __future__ import annotations
 
@@ -114,7 +114,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_stream(tmp_path: Pa
 
 
 class Receiver:
-    """A server that takes posts; `answers` says how, a status a request, the last one for ever."""
+    """A server that takes posts.
+
+    `answers` says how: a status a request, the last one for ever.
+    """
 
     def __init__(self) -> None:
         self.answers = [200]

@@ -30,13 +30,17 @@ def promise(clip_frames: int, stride: int) -> int:
 
 @pytest.fixture
 def hand():
-    """Starts a stream on a source that the test feeds: (source, results, stream, what was said)."""
+    """Starts a stream on a source that the test feeds.
+
+    Returns (source, results, stream, what was said).
+    """
     opened = []
 
     def start(segmenter=None, live=True, **options):
         source, said = HandSource(live), []
         stream = Stream(source.source, segmenter or ColourSegmenter(), StreamOptions(**options), said.append)
         opened.append((source, stream))
+        source.stream = stream
         return source, Collected(stream), stream, said
 
     yield start
@@ -88,7 +92,7 @@ def test_a_slow_engine_gets_the_newest_frames_and_drops_are_counted(hand) -> Non
     source, results, stream, _ = hand(segmenter)
     source.give(*range(5))
     assert segmenter.started.acquire(timeout=PATIENCE)
-    source.give(*range(5, 20))  # while the first window is in work
+    source.give(*range(5, 20), settle=False)  # while the first window is in work
     gate.release(2)
     assert results.next(10) == [0, 1, 2, 3, 4, 15, 16, 17, 18, 19]
     assert stream.figures().dropped == 10
@@ -96,7 +100,7 @@ def test_a_slow_engine_gets_the_newest_frames_and_drops_are_counted(hand) -> Non
     assert segmenter.started.acquire(timeout=PATIENCE)
     source.give(*range(20, 24))
     assert segmenter.started.acquire(timeout=PATIENCE)
-    source.give(*range(24, 29))
+    source.give(*range(24, 29), settle=False)
     gate.release(2)
     assert results.next(9) == list(range(20, 29))
     assert stream.figures().dropped == 10
@@ -148,8 +152,8 @@ def test_a_file_gives_what_predict_gives(tmp_path: Path) -> None:
     assert [result.frame for result in results] == list(range(length))
     assert [result.time for result in results] == pytest.approx([t / 12 for t in range(length)], abs=1e-4)
     entries = json.loads((tmp_path / "out" / "results.json").read_text())
-    predicted = sorted((entry["category_id"], entry["segmentations"]) for entry in entries)
-    streamed = sorted((category, masks) for (_, category), masks in tracks_of(results, length).items())
+    predicted = sorted(repr((entry["category_id"], entry["segmentations"])) for entry in entries)
+    streamed = sorted(repr((category, masks)) for (_, category), masks in tracks_of(results, length).items())
     assert streamed == predicted
 
 

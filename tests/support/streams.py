@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ def _encoded(mask_HW: np.ndarray) -> bytes | None:
 
 
 def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A red square that is always there and moves a little, and a blue one in every second ten."""
+    """A red square that moves a little, and a blue one in every second ten."""
     rgb_HWC = np.full((*size, 3), 60, np.uint8)
     x = 4 + number % 16
     rgb_HWC[8:28, x : x + 20] = COLOURS[0]
@@ -123,13 +124,20 @@ class HandSource:
         self._given: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._used = threading.Semaphore(0)
         self.source = StreamSource(name, is_live, self._items, 12.0)
+        self.stream: Any = None
 
-    def give(self, *items: int | Gap | SizedFrame | Exception, wait: bool = True) -> None:
-        """Gives frames by their numbers, gaps, or an error, and waits until the stream has them."""
+    def give(self, *items: int | Gap | SizedFrame | Exception, wait: bool = True, settle: bool = True) -> None:
+        """Gives frames by their numbers, gaps, or an error.
+
+        Unless `wait` is off, waits until the stream has them. With `settle`, each waits as well until a window that it
+        made ready is taken: a camera's frames come slower than a thread wakes up.
+        """
         for item in items:
             self._given.put(sized(item) if isinstance(item, int) else item)
-        for _ in items if wait else ():
-            assert self._used.acquire(timeout=PATIENCE)
+            if wait:
+                assert self._used.acquire(timeout=PATIENCE)
+            while wait and settle and self.stream is not None and self.stream._buffer._cutter.is_ready:
+                time.sleep(1e-4)
 
     def end(self) -> None:
         self._given.put(None)
