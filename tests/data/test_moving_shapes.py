@@ -14,12 +14,12 @@ import pycocotools.mask
 import pytest
 
 from mssts import cli
-from mssts.data import moving_shapes
 from mssts.data.moving_shapes import (
     CATEGORIES,
     MIN_VISIBLE_PIXELS,
     MovingShapesConfig,
     MovingShapesVideo,
+    dataset,
     render_video,
     write_dataset,
 )
@@ -221,7 +221,7 @@ def test_nothing_is_left_when_writing_stops_half_way(
             raise failure
         return render_video(config, seed, index)
 
-    monkeypatch.setattr(moving_shapes, "render_video", render)
+    monkeypatch.setattr(dataset, "render_video", render)
     with pytest.raises(MsstsError if isinstance(failure, OSError) else KeyboardInterrupt):
         write_dataset(tmp_path / "set", 3, 1, CONFIG, progress=False)
     assert list(tmp_path.iterdir()) == []
