@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.streams import PATIENCE, Collected, ColourSegmenter
+from support.tools import needs_tool, tool
 
 from mssts.errors import MsstsError
 from mssts.streaming.options import StreamOptions
@@ -21,17 +22,10 @@ from mssts.streaming.sources import open_stream_source
 from mssts.streaming.stream import Stream
 
 SCRIPT = Path(__file__).parents[1] / "support" / "rtsp_server.py"
-PYTHON = "/usr/bin/python3"  # the one that Debian's bindings belong to
 RATE, PERIOD, STEP = 12, 24, 4  # as in the script
 CLIP_FRAMES, STRIDE, CLIP_SECONDS = 5, 3, 0.2
 
-bindings = subprocess.run(
-    [PYTHON, "-c", "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"],
-    check=False, capture_output=True,
-)  # fmt: skip
-pytestmark = pytest.mark.skipif(
-    bindings.returncode != 0, reason="needs Debian's gir1.2-gst-rtsp-server-1.0 and python3-gi"
-)
+pytestmark = needs_tool("gst-rtsp-server")
 
 
 class Server:
@@ -51,7 +45,7 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [PYTHON, str(SCRIPT), str(self.port), str(self.epoch), *self._account],
+            [tool("gst-rtsp-server"), str(SCRIPT), str(self.port), str(self.epoch), *self._account],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -241,6 +241,7 @@ def test_close_does_not_wait_for_a_source_that_hangs() -> None:
     source = HandSource()
     with Stream(source.source, ColourSegmenter(), StreamOptions()) as stream:
         results = Collected(stream)
+        source.stream = stream
         source.give(*range(7))
         assert results.next(5) == list(range(5))
     source.end()

@@ -33,7 +33,7 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import Gst, GstRtspServer
 Gst.init(None)
 missing = [name for name in ("videotestsrc", "x264enc", "rtph264pay") if not Gst.ElementFactory.find(name)]
-raise SystemExit(" ".join(missing))
+raise SystemExit(" ".join(missing) or 0)
 """
 
 
