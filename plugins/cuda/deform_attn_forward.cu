@@ -10,19 +10,27 @@
 namespace mssts {
 namespace {
 
+constexpr int kMostGrid = 65535;  // in its second and third dimension
+
 using Kernel = void (*)(DeformArguments);
 
 struct Choice {
   Kernel kernel = nullptr;
   unsigned items = 0;  // of a warp
-  size_t bytes_of_block = 0;
+  size_t bytes_of_block = 0, static_bytes = 0;
   size_t bytes_of_warp = 0;
+  bool by_slice = false;  // the grid is (blocks of a frame's queries, heads, frames)
 };
+
+// The model's levels and points, with what a lane loads at once aligned.
+bool is_models(const mssts_deform_attn& call) {
+  return call.levels == 4 && call.points == 4 && aligned(call.offsets, 16) && aligned(call.logits, 8);
+}
 
 template <typename T>
 Kernel tensor_kernel(const mssts_deform_attn& call) {
   if (call.channels == 64) return deform_forward_tensor<T, 64, 0, 0, 0>;
-  if (call.levels != 4 || call.points != 4) return deform_forward_tensor<T, 32, 0, 0, 0>;
+  if (!is_models(call)) return deform_forward_tensor<T, 32, 0, 0, 0>;
   return call.coordinates == 2 ? deform_forward_tensor<T, 32, 4, 4, 2> : deform_forward_tensor<T, 32, 4, 4, 4>;
 }
 
@@ -42,13 +50,14 @@ bool choose_tensor(const mssts_deform_attn& call, Choice* choice) {
   if constexpr (sizeof(T) == 4) {
     return false;
   } else {
-    if ((call.channels != 32 && call.channels != 64) || call.tokens > 65536 || call.heads > (1 << 20)) return false;
-    if (without_tensor_cores(call)) return false;
-    if (!aligned(call.value, 16) || !aligned(call.out, 8) || !pairs_aligned(call)) return false;
+    if ((call.channels != 32 && call.channels != 64) || call.tokens > 1 << 30) return false;
+    if (call.heads > kMostGrid || call.batch > kMostGrid || without_tensor_cores(call)) return false;
+    if (!aligned(call.value, 16) || !aligned(call.out, 16) || !pairs_aligned(call)) return false;
     Choice tensor;
     tensor.kernel = tensor_kernel<T>(call);
     tensor.items = 8;
-    tensor.bytes_of_block = sizeof(Level) * call.levels;
+    tensor.by_slice = true;
+    tensor.bytes_of_block = call.channels == 32 && is_models(call) ? 0 : sizeof(Level) * call.levels;
     tensor.bytes_of_warp = static_cast<size_t>((call.levels * call.points + 3) / 4) * 256 * sizeof(unsigned);
     if (warps_that_fit(tensor.bytes_of_block, tensor.bytes_of_warp) == 0) return false;
     *choice = tensor;
@@ -58,7 +67,7 @@ bool choose_tensor(const mssts_deform_attn& call, Choice* choice) {
 
 template <typename T, int V, int G>
 Choice vector_choice(const mssts_deform_attn& call) {
-  return {deform_forward_vector<T, V, G>, 32 / G, sizeof(Level) * call.levels + 256 * 32, 0};
+  return {deform_forward_vector<T, V, G>, 32 / G, sizeof(Level) * call.levels, 256 * 32, 0, false};
 }
 
 template <typename T>
@@ -75,12 +84,15 @@ template <typename T>
 mssts_status launch(const mssts_deform_attn& call, cudaStream_t stream) {
   Choice choice;
   if (!choose_tensor<T>(call, &choice)) choice = choose_vector<T>(call);
-  const int warps = warps_that_fit(choice.bytes_of_block, choice.bytes_of_warp);
+  const int warps = warps_that_fit(choice.bytes_of_block + choice.static_bytes, choice.bytes_of_warp);
   if (warps == 0) return fail(MSSTS_UNSUPPORTED, "%d levels are more than the CUDA kernels have room for", call.levels);
+  const uint64_t chunks = (static_cast<uint64_t>(call.queries) + choice.items - 1) / choice.items;
   const uint64_t slices = static_cast<uint64_t>(call.batch) * call.heads;
-  const unsigned blocks = blocks_of((call.queries + choice.items - 1) / choice.items * slices, warps);
-  const size_t shared = sizeof(Level) * call.levels + warps * choice.bytes_of_warp;
-  MSSTS_LAUNCH(choice.kernel, blocks, 32 * warps, shared, stream, arguments_of(call));
+  const dim3 grid = choice.by_slice ? dim3(blocks_of(chunks, warps), static_cast<unsigned>(call.heads),
+                                           static_cast<unsigned>(call.batch))
+                                    : dim3(blocks_of(chunks * slices, warps));
+  MSSTS_LAUNCH(choice.kernel, grid, 32 * warps, choice.bytes_of_block + warps * choice.bytes_of_warp, stream,
+               arguments_of(call));
   return check_launch("the forward of deformable attention");
 }
 

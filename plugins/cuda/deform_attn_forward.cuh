@@ -1,8 +1,9 @@
-// The forward kernels of MSDeformAttn. An item is one head of one query; a warp's items are neighbouring queries of one
-// head and frame, so that what they read overlaps.
+// The forward kernels of MSDeformAttn. An item is one head of one query; a warp's items, and a block's, are
+// neighbouring queries of one head and frame, so that what they read overlaps.
 #ifndef MSSTS_CUDA_DEFORM_ATTN_FORWARD_CUH
 #define MSSTS_CUDA_DEFORM_ATTN_FORWARD_CUH
 
+#include "deform_attn_order.cuh"
 #include "deform_attn_points.cuh"
 
 namespace mssts {
@@ -69,154 +70,173 @@ __device__ inline void forward_exactly(const DeformArguments& call, const Level*
   Wide<T, 8>::store(static_cast<T*>(call.out) + item * call.channels + 8 * chunk, sum);
 }
 
-// 16-bit value, D = 32 or 64, S <= 65536, everything aligned: the sum over corners is a product on the tensor cores.
+// 16-bit value, D = 32 or 64, everything aligned: the sum over corners is a product on the tensor cores.
 //
-// A lane loads 8 channels of one corner, lanes of a quad the four corners of a point. In the product's matrix b, that
-// is a column for each (item, 8 channels), and a row for each (corner, channel parity); matrix a has four rows an item:
-// even and odd channels (the other parity's weights are zero), each with the weights' high and low 16-bit parts, which
-// keep some 22 bits of a weight (16 in bf16). Products are exact and summed in fp32. Zero weights make NaN of what is
-// not finite: such warps are computed again, exactly.
+// A lane loads 8 channels of one corner, lanes of a quad the four corners of a point. That is matrix a of two products:
+// rows for each (item, 8 channels) and pair of channels, columns for each (corner, channel parity). Matrix b has four
+// columns an item: even and odd channels (the other parity's weights are zero), each with the weights' high and low
+// 16-bit parts, which keep some 22 bits of a weight (16 in bf16). Products are exact and summed in fp32. Zero weights
+// make NaN of what is not finite: such warps are computed again, exactly.
 //
-// L, P and R are Levels, Points and Coordinates, or, where those are 0, what the call says.
+// Levels, Points and Coordinates are 4, 4 and 2 or 4, or 0: what the call says. A block has one head of one frame.
 template <typename T, int D, int Levels, int Points, int Coordinates>
 __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArguments call) {
   constexpr int kChunks = D / 8, kTogether = 8 / kChunks, kItems = 8;
-  MSSTS_DYNAMIC_SHARED(unsigned char, shared);
-  Level* levels = reinterpret_cast<Level*>(shared);
-  read_levels(call, levels);
-
-  const int points = Levels > 0 ? Levels * Points : call.levels * call.points;
+  constexpr bool kFixed = Levels > 0;
+  static_assert(!kFixed || (Levels == 4 && Points == 4), "a lane of four takes one level of four points");
+  MSSTS_DYNAMIC_SHARED(uint4, shared);
+  const int points = kFixed ? Levels * Points : call.levels * call.points;
   const int rounds = (points + 3) / 4;
-  const int level_points = Levels > 0 ? Points : call.points;
-  const int level_count = Levels > 0 ? Levels : call.levels;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  // Of each corner its token (low half) and its weight (high half): the weights' high parts, then their low parts.
-  unsigned* const high = reinterpret_cast<unsigned*>(levels + level_count) + (threadIdx.x / 32) * (rounds * 256);
-  unsigned* const low = high + rounds * 128;
+  const int level_points = kFixed ? Points : call.points;
+  const int lane = static_cast<int>(threadIdx.x % 32), item_of_lane = lane / 4, member = lane % 4;
+  Level* const levels = reinterpret_cast<Level*>(shared);
+  if constexpr (!kFixed) read_levels(call, levels);
 
-  const WarpItems mine = items_of_warp(call, kItems);
-  if (!mine.any) return;
-  const size_t frame_queries = static_cast<size_t>(mine.frame) * call.queries;
-  const unsigned heads = static_cast<unsigned>(call.heads);
+  const unsigned frame = blockIdx.z, head = blockIdx.y, heads = static_cast<unsigned>(call.heads);
+  const unsigned first = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * kItems;
+  if (first >= call.queries) return;
+  // Of each round of 4 points, each item and corner: the points' tokens, then their weights (low half: the high part).
+  uint4* const tokens = shared + (kFixed ? 0 : call.levels) + (threadIdx.x / 32) * (rounds * 64);
+  uint4* const weights = tokens + rounds * 32;
+  unsigned row;  // of this lane's item in tensors [N, Q, ...]
   {
-    // Four lanes prepare an item, each every fourth point.
-    const int item = lane / 4, member = lane % 4;
-    const unsigned query = min(mine.first + item, call.queries - 1);
-    const size_t index = (frame_queries + query) * heads + mine.head;
-    const T* const logits = static_cast<const T*>(call.logits) + index * points;
-    const T* const offsets = static_cast<const T*>(call.offsets) + index * points * 2;
-    const int coordinates = Levels > 0 ? Coordinates : call.coordinates;
-    const float* const references = opaque(call.reference + (frame_queries + query) * level_count * coordinates);
+    // Four lanes prepare an item, each every fourth round.
+    const unsigned index = min(first + item_of_lane, call.queries - 1);
+    Level level{};
+    unsigned query;
+    if constexpr (kFixed) {
+      level = level_of_lane(call, member);
+      query = query_in_tiles(call, level, index);
+    } else {
+      query = query_in_tiles(call, levels, index);
+    }
+    row = frame * call.queries + query;
+    const T* const logits = static_cast<const T*>(call.logits) + static_cast<size_t>(row * heads + head) * points;
+    const T* const offsets = static_cast<const T*>(call.offsets) + static_cast<size_t>(row * heads + head) * points * 2;
+    const int coordinates = kFixed ? Coordinates : call.coordinates;
+    const float* const references =
+        call.reference + static_cast<size_t>(row) * (kFixed ? Levels : call.levels) * coordinates;
     const float half_of_points = 0.5f / static_cast<float>(level_points);
-    float weight[Levels > 0 ? Levels * Points / 4 : 1];
-    Softmax softmax;
-    if constexpr (Levels > 0) {
-#pragma unroll
-      for (int round = 0; round < rounds; ++round) weight[round] = to_float(__ldg(logits + 4 * round + member));
+    float weight[4] = {};
+    unsigned offset[4] = {};
+    Reference reference{};
+    Softmax softmax{};
+    if constexpr (kFixed) {
+      const uint2 logit = __ldg(reinterpret_cast<const uint2*>(logits) + member);
+      const uint4 moves = __ldg(reinterpret_cast<const uint4*>(offsets) + member);
+      reference = reference_at<true>(references + member * Coordinates, Coordinates);
+      offset[0] = moves.x, offset[1] = moves.y, offset[2] = moves.z, offset[3] = moves.w;
+      const float2 low = unpack<T>(logit.x), high = unpack<T>(logit.y);
+      weight[0] = low.x, weight[1] = low.y, weight[2] = high.x, weight[3] = high.y;
       normalize<4>(weight);
     } else {
       softmax = softmax_of<4>(logits, points, member);
     }
+#pragma unroll 1
+    for (int round = member; round < rounds; round += 4) {
+      unsigned token[4][4], share[4][4];  // [corner][point]
 #pragma unroll
-    for (int round = 0; round < rounds; ++round) {
-      const int k = 4 * round + member;
-      const bool real = Levels > 0 || k < points;
-      const int l = real ? (Levels > 0 && Points == 4 ? round : k / level_points) : 0;
-      const Level level = levels[l];
-      float4 shares = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      unsigned token[4] = {};
-      if (real) {
-        const Reference reference = reference_at<true>(references + l * coordinates, coordinates);
-        const Cell cell =
-            cell_of(location_of(reference, offset_at<true>(offsets, k), level, coordinates, half_of_points), level);
-        shares = cell.shares(
-            level.factor * (Levels > 0 ? weight[Levels > 0 ? round : 0] : softmax.weight(to_float(__ldg(logits + k)))));
+      for (int p = 0; p < 4; ++p) {
+        const int k = 4 * round + p;
+        const bool real = kFixed || k < points;
+        float2 move;
+        if constexpr (kFixed) {
+          move = unpack<T>(offset[p]);
+        } else {
+          const int l = real ? k / level_points : 0;
+          level = levels[l];
+          reference = reference_at<true>(references + l * coordinates, coordinates);
+          weight[p] = real ? softmax.weight(to_float(__ldg(logits + k))) : 0.0f;
+          move = real ? offset_at<true>(offsets, k) : make_float2(0.0f, 0.0f);
+        }
+        const Cell cell = cell_of(location_of(reference, move, level, coordinates, half_of_points), level);
+        const float4 shares = real ? cell.shares(level.factor * weight[p]) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const unsigned high01 = pack<T>(shares.x, shares.y), high23 = pack<T>(shares.z, shares.w);
+        const float2 rounded01 = unpack<T>(high01), rounded23 = unpack<T>(high23);
+        const unsigned low01 = pack<T>(shares.x - rounded01.x, shares.y - rounded01.y);
+        const unsigned low23 = pack<T>(shares.z - rounded23.x, shares.w - rounded23.y);
 #pragma unroll
-        for (int corner = 0; corner < 4; ++corner) token[corner] = cell.token(corner);
+        for (int corner = 0; corner < 4; ++corner) {
+          token[corner][p] = cell.token(corner);
+          share[corner][p] = join_halves(corner < 2 ? high01 : high23, corner < 2 ? low01 : low23, corner & 1);
+        }
       }
-      const unsigned high01 = pack<T>(shares.x, shares.y), high23 = pack<T>(shares.z, shares.w);
-      const float2 rounded01 = unpack<T>(high01), rounded23 = unpack<T>(high23);
-      const unsigned low01 = pack<T>(shares.x - rounded01.x, shares.y - rounded01.y);
-      const unsigned low23 = pack<T>(shares.z - rounded23.x, shares.w - rounded23.y);
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner) {
-        // Rotated, so that lanes meet in no bank.
-        const int place = 128 * round + 16 * item + 4 * ((corner + item / 2) & 3) + member;
-        high[place] = join_halves(token[corner], corner < 2 ? high01 : high23, corner & 1);
-        low[place] = join_halves(token[corner], corner < 2 ? low01 : low23, corner & 1);
+        // Swapped, so that lanes meet in no bank.
+        const int place = 32 * round + 4 * item_of_lane + (corner ^ (round & 3));
+        tokens[place] = make_uint4(token[corner][0], token[corner][1], token[corner][2], token[corner][3]);
+        weights[place] = make_uint4(share[corner][0], share[corner][1], share[corner][2], share[corner][3]);
       }
     }
   }
   __syncwarp();
 
   const int g = lane / 4, t = lane % 4;
-  const int row = g % kChunks;  // of its item's rows in a: bit 0 is the parity, bit 1 the part of the weight
-  const unsigned where = row >= 4 ? kNowhere : (row & 1) ? kToHigh : kToLow;
-  const unsigned* const words = (row & 2) ? low : high;
+  const unsigned where = (g & 2) ? ((g & 1) ? kLowToHigh : kHighToHigh) : ((g & 1) ? kLowToLow : kHighToLow);
   const unsigned token_bytes = heads * (D * sizeof(T));
   const char* const value =
-      opaque(static_cast<const char*>(call.value) + static_cast<size_t>(mine.frame) * call.tokens * token_bytes +
-             mine.head * (D * sizeof(T)) + (g % kChunks) * 16);
-  char* const out =
-      opaque(static_cast<char*>(call.out) + ((frame_queries + mine.first) * heads + mine.head) * (D * sizeof(T)));
-  const int left = static_cast<int>(call.queries - mine.first);
+      opaque(static_cast<const char*>(call.value) + static_cast<size_t>(frame) * call.tokens * token_bytes +
+             head * (D * sizeof(T)) + (g % kChunks) * 16);
+  const bool odd = (t & 1) != 0;
+  char* const out = opaque(static_cast<char*>(call.out) + head * (D * sizeof(T)) + (g % kChunks) * 16 + (odd ? 8 : 0));
+  // Half of the lanes have sums over their own row's item.
+  const bool own_column = t / 2 == g / kChunks;
+  const unsigned left = call.queries - first;
   bool finite = true;
 #pragma unroll 1
   for (int pair = 0; pair < kItems / kTogether; ++pair) {
     const int item = pair * kTogether + g / kChunks;
-    const int place = 16 * item + 4 * ((t + item / 2) & 3);
+    const int own_place = 4 * item + t;
     float sum[2][4] = {};
 #pragma unroll
     for (int round = 0; round < rounds; ++round) {
-      const uint4 word4 = *reinterpret_cast<const uint4*>(words + 128 * round + place);
-      const unsigned word[4] = {word4.x, word4.y, word4.z, word4.w};
+      const int place = 32 * round + (own_place ^ (round & 3));
+      const uint4 token4 = tokens[place], weight4 = weights[place];
+      const unsigned token[4] = {token4.x, token4.y, token4.z, token4.w};
+      const unsigned weight[4] = {weight4.x, weight4.y, weight4.z, weight4.w};
       uint4 x[4];
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        x[p] = __ldg(reinterpret_cast<const uint4*>(value + static_cast<uint64_t>(word[p] & 0xffffu) * token_bytes));
+        x[p] = __ldg(reinterpret_cast<const uint4*>(value + static_cast<uint64_t>(token[p]) * token_bytes));
       }
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        const unsigned weight = place_high_half(word[p], where);
-        multiply_add<T>(sum[0], weight, x[p].x, x[p].y);
-        multiply_add<T>(sum[1], weight, x[p].z, x[p].w);
+        const unsigned b = place_half(weight[p], where);
+        mma_m16n8k8<T>(sum[0], {x[p].x, x[p].y}, b);
+        mma_m16n8k8<T>(sum[1], {x[p].z, x[p].w}, b);
       }
     }
-    // sum[r / 2][2 (r % 2) + c] is channel 2r + parity of the item and chunk of column 2t + c. Half of the lanes have
-    // columns of their own row's item. First the weights' parts meet, each lane keeping one column ...
-    const bool second = (row & 2) != 0, odd = (row & 1) != 0;
+    // sum[j][2r] + sum[j][2r + 1], the weights' two parts, is channel 2(2j + r) + parity, the parity being t's. Lanes
+    // of a pair exchange parities, and each keeps 4 channels of 8.
     float channel[4];
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const float first_column = sum[r / 2][2 * (r % 2)], second_column = sum[r / 2][2 * (r % 2) + 1];
-      channel[r] =
-          (second ? second_column : first_column) + __shfl_xor_sync(kWarp, second ? first_column : second_column, 8);
-    }
-    // ... then the parities, each lane keeping 4 channels of that column's 8.
+    for (int r = 0; r < 4; ++r) channel[r] = sum[r / 2][2 * (r % 2)] + sum[r / 2][2 * (r % 2) + 1];
     const unsigned first_two = pack<T>(channel[0], channel[1]), last_two = pack<T>(channel[2], channel[3]);
-    const unsigned got = __shfl_xor_sync(kWarp, odd ? first_two : last_two, 4);
+    const unsigned got = __shfl_xor_sync(kWarp, odd ? first_two : last_two, 1);
     const unsigned even_channels = odd ? got : first_two, odd_channels = odd ? last_two : got;
-    const int column = 2 * t + (second ? 1 : 0);
-    const bool own = row < 4 && column / kChunks == g / kChunks && item < left;
-    if (own) {
+    const unsigned row_of_item = __shfl_sync(kWarp, row, 4 * item);
+    if (own_column && static_cast<unsigned>(item) < left) {
       const float total = (channel[0] + channel[1]) + (channel[2] + channel[3]);
       finite = finite && fabsf(total) <= 3.0e38f;
-      char* const to = out + static_cast<uint64_t>(static_cast<unsigned>(item)) * token_bytes +
-                       ((column % kChunks) * 8 + (odd ? 4 : 0)) * sizeof(T);
-      *reinterpret_cast<uint2*>(to) = make_uint2((even_channels & 0xffffu) | (odd_channels << 16),
-                                                 (even_channels >> 16) | (odd_channels & 0xffff0000u));
+      *reinterpret_cast<uint2*>(out + static_cast<uint64_t>(row_of_item) * token_bytes) =
+          make_uint2(join_halves(even_channels, odd_channels, false), join_halves(even_channels, odd_channels, true));
     }
   }
   if (__ballot_sync(kWarp, !finite) != 0) {
-    __syncwarp();
     // What it needs is computed again: kept, it would take registers of the loop above.
-    const WarpItems again = items_of_warp(call, kItems);
-    const unsigned query = again.first + lane / 4;
-    if (query >= call.queries) return;
-    const size_t item = (static_cast<size_t>(again.frame) * call.queries + query) * heads + again.head;
+    Level* table = levels;
+    if constexpr (kFixed) {
+      table = reinterpret_cast<Level*>(tokens);
+      const Level level = level_of_lane(call, member);
+      if (lane < 4) table[lane] = level;
+    }
+    __syncwarp();
+    if (static_cast<unsigned>(item_of_lane) >= left) return;
+    const unsigned query = row - frame * call.queries;
 #pragma unroll 1
-    for (int chunk = lane % 4; chunk < kChunks; chunk += 4) {
-      forward_exactly<T>(call, levels, again.frame, again.head, item, query, chunk);
+    for (int chunk = member; chunk < kChunks; chunk += 4) {
+      forward_exactly<T>(call, table, frame, head, static_cast<size_t>(row) * heads + head, query, chunk);
     }
   }
 }
@@ -224,7 +244,7 @@ __global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArgu
 // Any sizes: G lanes share an item, each V channels at a time; a point's corners are prepared by one lane for the
 // group. V > 1 wants everything aligned, and D a multiple of V.
 template <typename T, int V, int G>
-__global__ void __launch_bounds__(256) deform_forward_vector(const DeformArguments call) {
+__global__ void __launch_bounds__(256, sizeof(T) == 4 ? 5 : 1) deform_forward_vector(const DeformArguments call) {
   constexpr int kItems = 32 / G;
   constexpr bool kAligned = V > 1;
   MSSTS_DYNAMIC_SHARED(unsigned char, shared);
@@ -238,8 +258,8 @@ __global__ void __launch_bounds__(256) deform_forward_vector(const DeformArgumen
   const int lane = static_cast<int>(threadIdx.x % 32), member = lane % G, slot = static_cast<int>(threadIdx.x) - member;
   const int points = call.levels * call.points;
   const unsigned heads = static_cast<unsigned>(call.heads);
-  const unsigned query_or_past = mine.first + lane / G;
-  const unsigned query = min(query_or_past, call.queries - 1);
+  const unsigned index_or_past = mine.first + lane / G;
+  const unsigned query = query_in_tiles(call, levels, min(index_or_past, call.queries - 1));
   const size_t frame_query = static_cast<size_t>(mine.frame) * call.queries + query;
   const size_t index = frame_query * heads + mine.head;
   const T* const logits = static_cast<const T*>(call.logits) + index * points;
@@ -302,7 +322,7 @@ __global__ void __launch_bounds__(256) deform_forward_vector(const DeformArgumen
         }
       }
     }
-    if (has_channels && query_or_past < call.queries) {
+    if (has_channels && index_or_past < call.queries) {
       Wide<T, V>::store(static_cast<T*>(call.out) + index * call.channels + channel, sum);
     }
   }

@@ -61,6 +61,38 @@ __device__ inline void read_levels(const DeformArguments& call, Level* levels) {
   __syncthreads();
 }
 
+// The same table of four levels without shared memory: lane 4g + l gets level l.
+__device__ __forceinline__ Level level_of_lane(const DeformArguments& call, int l) {
+  long long height, width;
+  if (call.wide_shapes) {
+    const int64_t* const shapes = static_cast<const int64_t*>(call.shapes) + 2 * l;
+    height = __ldg(shapes), width = __ldg(shapes + 1);
+  } else {
+    const int32_t* const shapes = static_cast<const int32_t*>(call.shapes) + 2 * l;
+    height = __ldg(shapes), width = __ldg(shapes + 1);
+  }
+  if (height == 0 || width == 0) height = width = 0;
+  // What does not fit counts as one token more than there are: it, and all levels after it, end past the last token.
+  const unsigned too_many = call.tokens + 1, longest = min(call.tokens, 1u << 24);
+  unsigned area = too_many;
+  if (static_cast<unsigned long long>(height) <= longest && static_cast<unsigned long long>(width) <= longest) {
+    const unsigned long long product =
+        static_cast<unsigned long long>(static_cast<unsigned>(height)) * static_cast<unsigned>(width);
+    area = product > call.tokens ? too_many : static_cast<unsigned>(product);
+  }
+  unsigned end = area;
+#pragma unroll
+  for (int lanes = 1; lanes < 4; lanes *= 2) {
+    const unsigned before = __shfl_up_sync(kWarp, end, lanes, 4);
+    if (l >= lanes) end = min(end + before, too_many);
+  }
+  const bool broken = end > call.tokens, some = !broken && area > 0;
+  return {some ? static_cast<int>(height) : 1, some ? static_cast<int>(width) : 1, some ? end - area : 0u,
+          broken ? NAN
+          : some ? 1.0f
+                 : 0.0f};
+}
+
 // The largest of an item's logits and 1 / sum(exp(logit - largest)). Lanes of a group of G share an item.
 struct Softmax {
   float largest, inverse_sum;

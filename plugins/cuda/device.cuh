@@ -127,52 +127,43 @@ struct Wide<T, 8> {
   }
 };
 
-// word's high 16 bits in the low half, in the high half, or nowhere: the other half is zero.
-enum HighHalf : unsigned { kToLow = 0x4432u, kToHigh = 0x3244u, kNowhere = 0x4444u };
-__device__ __forceinline__ unsigned place_high_half(unsigned word, unsigned where) {
+// One 16-bit half of word, in the low or the high half; the other half is zero.
+enum Place : unsigned { kLowToLow = 0x4410u, kLowToHigh = 0x1044u, kHighToLow = 0x4432u, kHighToHigh = 0x3244u };
+__device__ __forceinline__ unsigned place_half(unsigned word, unsigned where) {
 #ifdef MSSTS_EMULATION
-  return where == kToLow ? word >> 16 : where == kToHigh ? word & 0xffff0000u : 0u;
+  const unsigned half = where == kHighToLow || where == kHighToHigh ? word >> 16 : word & 0xffffu;
+  return where == kLowToHigh || where == kHighToHigh ? half << 16 : half;
 #else
   return __byte_perm(word, 0u, where);
 #endif
 }
 
-// low's low 16 bits, and above them one half of `pair`.
-__device__ __forceinline__ unsigned join_halves(unsigned low, unsigned pair, bool upper) {
+// The lower, or the upper, halves of two words, low's first.
+__device__ __forceinline__ unsigned join_halves(unsigned low, unsigned high, bool upper) {
 #ifdef MSSTS_EMULATION
-  return (low & 0xffffu) | (upper ? pair & 0xffff0000u : pair << 16);
+  return upper ? low >> 16 | (high & 0xffff0000u) : (low & 0xffffu) | high << 16;
 #else
-  return __byte_perm(low, pair, upper ? 0x7610u : 0x5410u);
+  return __byte_perm(low, high, upper ? 0x7632u : 0x5410u);
 #endif
 }
 
-// PTX's mma.m16n8k16 by a whole warp: c += a b, products exact, sums in fp32. Two 16-bit numbers a word; which lane
-// holds what of the matrices is the PTX ISA's ("Matrix Fragments for mma.m16n8k16").
+// PTX's mma.m16n8k8 by a whole warp: c += a b, products exact, sums in fp32. Two 16-bit numbers a word. Of lane 4g + t,
+// a holds a[g][2t, 2t+1] and a[g+8][2t, 2t+1], b holds b[2t, 2t+1][g], c holds c[g][2t, 2t+1] and c[g+8][2t, 2t+1].
 template <typename T>
-__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+__device__ __forceinline__ void mma_m16n8k8(float (&c)[4], const unsigned (&a)[2], unsigned b) {
 #ifdef MSSTS_EMULATION
-  emulation::mma_m16n8k16<T>(c, a, b);
+  emulation::mma_m16n8k8<T>(c, a, b);
 #else
   if constexpr (std::is_same<T, __half>::value) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-        "%3};"
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(b));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
-        "%2, %3};"
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+        : "r"(a[0]), "r"(a[1]), "r"(b));
   }
 #endif
-}
-
-// Two products: c[0, 1] += a b_first, c[2, 3] += a b_second, with a and both b 8×8. Of lane 4g + t, a holds a[g][2t,
-// 2t+1], b holds b[2t, 2t+1][g], and c[0, 1] is c[g][2t, 2t+1]; c[2, 3] likewise. They are one product whose left
-// matrix is (a 0; 0 a).
-template <typename T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], unsigned a, unsigned b_first, unsigned b_second) {
-  mma_m16n8k16<T>(c, {a, 0u, 0u, a}, {b_first, b_second});
 }
 
 // Adds to V numbers of global memory without reading them; 4 are aligned to 16 bytes.

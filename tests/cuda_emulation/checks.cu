@@ -119,19 +119,9 @@ __global__ void far_away(const float* in, float* out) {
 template <typename T>
 __global__ void multiply_matrices(const unsigned* a, const unsigned* b, float* c) {
   const unsigned lane = threadIdx.x;
-  const unsigned own_a[4] = {a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3]};
-  const unsigned own_b[2] = {b[2 * lane], b[2 * lane + 1]};
+  const unsigned own_a[2] = {a[2 * lane], a[2 * lane + 1]};
   float own_c[4] = {c[4 * lane], c[4 * lane + 1], c[4 * lane + 2], c[4 * lane + 3]};
-  mssts::mma_m16n8k16<T>(own_c, own_a, own_b);
-  for (int i = 0; i < 4; ++i) c[4 * lane + i] = own_c[i];
-}
-
-// As mssts::multiply_add says of itself: a and both b are 8×8.
-template <typename T>
-__global__ void multiply_two_matrices(const unsigned* a, const unsigned* b, float* c) {
-  const unsigned lane = threadIdx.x;
-  float own_c[4] = {c[4 * lane], c[4 * lane + 1], c[4 * lane + 2], c[4 * lane + 3]};
-  mssts::multiply_add<T>(own_c, a[lane], b[2 * lane], b[2 * lane + 1]);
+  mssts::mma_m16n8k8<T>(own_c, own_a, b[lane]);
   for (int i = 0; i < 4; ++i) c[4 * lane + i] = own_c[i];
 }
 
@@ -174,13 +164,11 @@ extern "C" __attribute__((visibility("default"))) const char* mssts_emulation_ch
   return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
-// Matrix products by one warp; registers of a lane: a 4 (or, of two products, 1), b 2, c 4, which get the result.
-extern "C" __attribute__((visibility("default"))) const char* mssts_emulation_multiply(int two, int bfloat16,
-                                                                                       const unsigned* a,
+// A matrix product by one warp; registers of a lane: a 2, b 1, c 4, which get the result.
+extern "C" __attribute__((visibility("default"))) const char* mssts_emulation_multiply(int bfloat16, const unsigned* a,
                                                                                        const unsigned* b, float* c) {
   const cudaStream_t stream = nullptr;
-  const auto kernel = bfloat16 ? (two ? multiply_two_matrices<__nv_bfloat16> : multiply_matrices<__nv_bfloat16>)
-                               : (two ? multiply_two_matrices<__half> : multiply_matrices<__half>);
+  const auto kernel = bfloat16 ? multiply_matrices<__nv_bfloat16> : multiply_matrices<__half>;
   MSSTS_LAUNCH(kernel, 1, 32, 0, stream, a, b, c);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? "" : cudaGetErrorString(error);

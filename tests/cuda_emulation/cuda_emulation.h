@@ -36,7 +36,7 @@ enum class Operation { kSyncthreads, kSyncwarp, kShuffle, kBallot, kReduceAdd, k
 
 // The registers of one lane for a product of matrices, and how one of its 16-bit numbers is read.
 struct Fragments {
-  unsigned a[4], b[2];
+  unsigned a[2], b;
   float c[4];
   float (*number)(uint16_t word);
 };
@@ -83,11 +83,10 @@ inline uint64_t combine(Operation operation, unsigned mask, uint64_t value, Site
 }
 
 template <typename T>
-void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], const char* file = __builtin_FILE(),
-                  int line = __builtin_LINE()) {
-  Fragments fragments{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c[0], c[1], c[2], c[3]}, [](uint16_t word) {
-                        return static_cast<float>(bits<T>(word));
-                      }};
+void mma_m16n8k8(float (&c)[4], const unsigned (&a)[2], unsigned b, const char* file = __builtin_FILE(),
+                 int line = __builtin_LINE()) {
+  Fragments fragments{
+      {a[0], a[1]}, b, {c[0], c[1], c[2], c[3]}, [](uint16_t word) { return static_cast<float>(bits<T>(word)); }};
   Request request{Operation::kMatrix, 0xffffffffu, Site{file, line}};
   request.fragments = &fragments;
   meet(request);

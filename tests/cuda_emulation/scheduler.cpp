@@ -75,27 +75,25 @@ class FaultHandler {
 
 // D = A B + C, with A 16×16, B 16×8, C and D 16×8, from the registers of 32 lanes and back to them. The PTX ISA says
 // where a lane's i-th number lies: with group = lane / 4 and member = lane % 4,
-//   A: row group, + 8 for i in 2, 3, 6, 7; column 2 member + i % 2, + 8 for i >= 4
-//   B: row 2 member + i % 2, + 8 for i >= 2; column group
+//   A: row group, + 8 for i >= 2; column 2 member + i % 2
+//   B: row 2 member + i % 2; column group
 //   C: row group, + 8 for i >= 2; column 2 member + i % 2
 void multiply_matrices(Fragments* const (&lanes)[32]) {
-  float a[16][16], b[16][8];
+  float a[16][8], b[8][8];
   for (int lane = 0; lane < 32; ++lane) {
     const Fragments& own = *lanes[lane];
     const int group = lane / 4, member = lane % 4;
-    const auto number = [&own](const unsigned* words, int i) {
-      return own.number(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
-    };
-    for (int i = 0; i < 8; ++i) {
-      const bool lower = i == 2 || i == 3 || i == 6 || i == 7;
-      a[group + (lower ? 8 : 0)][2 * member + i % 2 + (i >= 4 ? 8 : 0)] = number(own.a, i);
+    for (int i = 0; i < 2; ++i) {
+      const int k = 2 * member + i;
+      a[group][k] = own.number(static_cast<uint16_t>(own.a[0] >> (16 * i)));
+      a[group + 8][k] = own.number(static_cast<uint16_t>(own.a[1] >> (16 * i)));
+      b[k][group] = own.number(static_cast<uint16_t>(own.b >> (16 * i)));
     }
-    for (int i = 0; i < 4; ++i) b[2 * member + i % 2 + (i >= 2 ? 8 : 0)][group] = number(own.b, i);
   }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + (i >= 2 ? 8 : 0), column = 2 * (lane % 4) + i % 2;
-      for (int k = 0; k < 16; ++k) lanes[lane]->c[i] += a[row][k] * b[k][column];
+      for (int k = 0; k < 8; ++k) lanes[lane]->c[i] += a[row][k] * b[k][column];
     }
   }
 }

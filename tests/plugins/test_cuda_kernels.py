@@ -250,6 +250,43 @@ def test_deformable_attention_at_any_address(backend: Backend, dtype: torch.dtyp
     check_deform_backward(backend, inputs, DETERMINISTIC, offset)
 
 
+@pytest.mark.parametrize("only", ["value", "offsets", "logits", "out"])
+def test_the_forward_with_one_tensor_at_an_odd_address(backend: Backend, only: str) -> None:
+    """A NaN takes the way of the tensor kernel that stores 16 bytes at once."""
+    inputs = DeformCase("", N=1, D=32, Q=9).inputs(torch.float16)
+    inputs.value_NSMD[0, ::9, 1, 3] = torch.nan
+    exact, aligned = deform_reference(inputs.double()), backend.deform_forward(inputs)
+    found = backend.deform_forward(inputs, 8, only=only)
+    assert torch.equal(found.isnan(), exact.isnan()) and exact.isnan().any()
+    torch.testing.assert_close(found, aligned, rtol=2e-3, atol=2e-3, equal_nan=True)
+
+
+# Levels that end in tiles of all sizes, a level without tokens, and shapes that are not what the tokens are.
+ENCODERS = {
+    "sides of no multiple of 8": ((13, 19), (7, 10), (4, 5), (2, 3)),
+    "whole tiles": ((16, 16), (8, 8), (1, 24), (24, 1)),
+    "an empty level": ((9, 17), (0, 3), (4, 5), (2, 3)),
+    "three levels": ((13, 19), (7, 10), (1, 1)),
+}
+
+
+@by_dtype
+@pytest.mark.parametrize("D", [32, 64])
+@pytest.mark.parametrize("shapes", ENCODERS.values(), ids=ENCODERS)
+def test_an_encoder_whose_every_token_is_a_query(backend: Backend, dtype: torch.dtype, D: int, shapes: Any) -> None:
+    """Its queries are taken in tiles, each once."""
+    tokens = sum(h * w for h, w in shapes)
+    check_deform_forward(backend, DeformCase("", shapes=shapes, N=1, Q=tokens, M=2, D=D).inputs(dtype))
+
+
+@by_dtype
+def test_as_many_queries_as_tokens_with_shapes_of_fewer(backend: Backend, dtype: torch.dtype) -> None:
+    """The queries behind the last level are taken as they come."""
+    inputs = DeformCase("", shapes=((13, 19), (7, 10), (4, 5), (2, 3)), N=1, Q=343, M=1, D=32).inputs(dtype)
+    fewer = replace(inputs, shapes_L2=torch.tensor([[13, 19], [7, 10], [3, 5], [0, 0]]))
+    check_deform_forward(backend, replace(fewer, shapes=[(13, 19), (7, 10), (3, 5), (0, 0)]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("D", [32, 64])
 def test_the_forward_without_tensor_cores_is_as_exact(backend: Backend, dtype: torch.dtype, D: int) -> None:

@@ -204,11 +204,12 @@ class Backend:
             setattr(call, f"{name}_strides", (ctypes.c_int64 * 3)(*x.stride()[:3]))
         return call, kept
 
-    def deform_forward(self, inputs: DeformInputs, offset: int = 0, flags: int = 0) -> Tensor:
-        """out_NQC, with tensors of the value's dtype misaligned by `offset` bytes."""
-        call, kept = self._deform_call(inputs, offset)
+    def deform_forward(self, inputs: DeformInputs, offset: int = 0, flags: int = 0, only: str = "") -> Tensor:
+        """out_NQC, with tensors of the value's dtype, or `only` one of them, misaligned by `offset` bytes."""
+        call, kept = self._deform_call(inputs, offset, only)
         call.flags = flags
-        kept["out"] = self.room((call.batch, call.queries, call.heads * call.channels), inputs.value_NSMD.dtype, offset)
+        shape = (call.batch, call.queries, call.heads * call.channels)
+        kept["out"] = self.room(shape, inputs.value_NSMD.dtype, offset if only in ("", "out") else 0)
         call.out = kept["out"].pointer
         self.call("mssts_cuda_deform_attn_forward", call)
         return kept["out"].tensor()
@@ -245,7 +246,9 @@ class Backend:
         workspace.tensor()
         return {name: memory.tensor() for name, memory in gradients.items()}
 
-    def _deform_call(self, inputs: DeformInputs, offset: int) -> tuple[DeformAttnCall, dict[str, Memory]]:
+    def _deform_call(
+        self, inputs: DeformInputs, offset: int, only: str = ""
+    ) -> tuple[DeformAttnCall, dict[str, Memory]]:
         N, S, M, D = inputs.value_NSMD.shape
         _, Q, _, L, P, _ = inputs.offsets_NQMLP2.shape
         types = (DTYPES[inputs.value_NSMD.dtype], DTYPES[inputs.shapes_L2.dtype])
@@ -257,7 +260,8 @@ class Backend:
             "offsets": inputs.offsets_NQMLP2,
             "logits": inputs.logits_NQMLP,
         }
-        kept = {n: self.place(x, offset if x.dtype == inputs.value_NSMD.dtype else 0) for n, x in tensors.items()}
+        shifted = [n for n, x in tensors.items() if x.dtype == inputs.value_NSMD.dtype and only in ("", n)]
+        kept = {n: self.place(x, offset if n in shifted else 0) for n, x in tensors.items()}
         for name, memory in kept.items():
             setattr(call, name, memory.pointer)
         return call, kept
