@@ -7,6 +7,7 @@ libavformat does not do that, and ends a camera that is lost as it ends a file.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -240,4 +241,6 @@ def _cause(error: Any, timeout: float) -> str:
         return "nothing listens at that address"
     if isinstance(error, av.error.InvalidDataError):
         return "no stream that FFmpeg can read, or nothing in time"
+    if error.errno == errno.EIO:  # what libavformat makes of a name without an address too
+        return "there is no such host, or the connection broke"
     return error.strerror or type(error).__name__

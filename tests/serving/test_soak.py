@@ -5,7 +5,6 @@ Each test prints its figures and adds them to `runs/soak.json`. One alone: `pyte
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import statistics
@@ -19,12 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 from serving.fuzz import memory_mb
+from support.figures import record
 from support.serving import Served, assert_same, needs_server
 
 import mssts
 from mssts.commands.demo import CHECKPOINT
-from mssts.files import write_json
-from mssts.provenance import provenance
 from mssts.segmenters.local import LocalSegmenter
 from mssts.segmenters.triton import ClientOptions
 from mssts.serving import USUAL
@@ -32,16 +30,6 @@ from mssts.serving.repository import model_repository
 from mssts.serving.server import TritonServer
 
 pytestmark = [pytest.mark.soak]
-
-FIGURES = Path("runs/soak.json")
-
-
-def record(name: str, figures: dict[str, Any]) -> None:
-    """Prints figures and keeps them."""
-    print(f"\n{name}: {json.dumps(figures)}")
-    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    FIGURES.parent.mkdir(exist_ok=True)
-    write_json(FIGURES, {**known, name: figures, **provenance()})
 
 
 @pytest.fixture(scope="module")

@@ -97,12 +97,21 @@ def test_an_interrupt_ends_it_in_good_order(engine: Path, tmp_path: Path) -> Non
     assert len(list(open_source(overlay).videos[0].frames())) == len(frames)
 
 
-def test_mpeg_ts_comes_from_stdin(engine: Path, tmp_path: Path) -> None:
-    film = write_video(tmp_path / "scene.ts", [picture(number) for number in range(LENGTH)], rate=12)
-    with film.open("rb") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "mssts.cli", "stream", "-", "--model", str(engine)],
-            stdin=file, capture_output=True, text=True, check=False, timeout=60,
-        )  # fmt: skip
+def test_mpeg_ts_comes_from_stdin_and_may_change_its_size(engine: Path, tmp_path: Path) -> None:
+    """Two recordings, one after the other, as `cat` joins them."""
+    small = write_video(tmp_path / "small.ts", [picture(number) for number in range(LENGTH)], rate=12)
+    large = write_video(tmp_path / "large.ts", [picture(number, (96, 160)) for number in range(LENGTH)], rate=12)
+    done = subprocess.run(
+        [sys.executable, "-m", "mssts.cli", "stream", "-", "--model", str(engine)],
+        input=small.read_bytes() + large.read_bytes(), capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == list(range(LENGTH))
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [result["frame"] for result in results] == list(range(2 * LENGTH))
+    sizes = [result["instances"][0]["segmentation"]["size"] for result in results]
+    assert sizes == [[48, 96]] * LENGTH + [[96, 160]] * LENGTH
+    times = [result["time"] for result in results]
+    assert times == sorted(times)
+    tracks = [{item["track"] for item in result["instances"]} for result in results]
+    assert not set.union(*tracks[:LENGTH]) & set.union(*tracks[LENGTH:])
+    assert b"frames are 160\xc3\x9796 from frame 23 on, 96\xc3\x9748 before" in done.stderr
