@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "mssts.export.command",
     "quantize": "mssts.export.quantization.command",
     "build-engine": "mssts.export.tensorrt.command",
+    "repo": "mssts.commands.repo",
     "serve": "mssts.commands.serve",
     "health": "mssts.commands.health",
     "predict": "mssts.commands.predict",

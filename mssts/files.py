@@ -51,6 +51,27 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a new folder that becomes `path` if the block succeeds.
+
+    Raises:
+        MsstsError: `path` exists and is not an empty folder.
+        OSError: it cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise MsstsError(f"{path} exists and is not an empty folder; name another one or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        whole = temporary / path.name  # made inside, because mkdtemp's own folder is private to this user
+        whole.mkdir()
+        yield whole
+        whole.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 DISK_FULL = "the disk is full (no space left); free some, or write to another disk"
 _DISK_FULL_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT})
 

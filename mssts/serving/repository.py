@@ -23,14 +23,13 @@ from mssts.serving.model_config import STAGES, config_pbtxt
 _SOURCE = Path(mssts.__file__).parent / "triton_repo"
 
 
-def _find_engine(model: Path) -> Artefact:
-    """The engine, whose hashes are left to the server: it reads the file anyway."""
+def check_is_engine(model: Path) -> None:
+    """Raises MsstsError for a checkpoint."""
     if is_checkpoint(model):
         raise MsstsError(
             f"{model}: a checkpoint, and a server takes an exported engine; run `mssts export {model} --out DIR`, "
             "then serve DIR"
         )
-    return Artefact.find(model)
 
 
 def usual_shape(manifest: Manifest) -> FixedShape:
@@ -67,10 +66,24 @@ def write_model_repository(
         MsstsError: the engine or its manifest is missing or broken; there is no such runner.
     """
     check_runner(runner)
-    engine = _find_engine(Path(model))
+    check_is_engine(Path(model))
+    engine = Artefact.find(model)  # its hashes are left to the server, which reads the file anyway
     manifest = engine.described()
-    if not _SOURCE.is_dir():
-        raise MsstsError(f"{_SOURCE}: missing; install the project from its checkout with `pip install -e .`")
+    parameters = model_parameters(manifest, threads, runner, warm, queue)
+    for name in STAGES:
+        write_stage(destination, name, config_pbtxt(name, parameters[name]))
+    write_ensemble(destination, config_pbtxt(contract.ENSEMBLE, parameters[contract.ENSEMBLE]))
+    (destination / "engine" / "1" / manifest.artefact).symlink_to(engine.path.resolve())
+
+
+def model_parameters(
+    manifest: Manifest,
+    threads: int | None,
+    runner: str,
+    warm: FixedShape | str | None,
+    queue: QueueLimits | None,
+) -> dict[str, dict[str, str]]:
+    """The parameters of each model's configuration, for the arguments of `write_model_repository`."""
     queue = queue or QueueLimits()
     waiting = {"max_queue": str(queue.clips), "max_queue_seconds": str(queue.seconds)}
     parameters = {"manifest": json.dumps(manifest.to_json(), separators=(",", ":"))}
@@ -81,19 +94,29 @@ def write_model_repository(
         warm = usual_shape(manifest)
     if warm not in (None, NONE):
         engine_parameters["warm"] = str(warm)
-    for name in STAGES:
-        (destination / name / "1").mkdir(parents=True)
-        shutil.copyfile(_SOURCE / name / "1" / "model.py", destination / name / "1" / "model.py")
-    # An ensemble has nothing in its version folder, but Triton wants one, and git keeps no empty folder.
+    return {
+        "preprocess": {**parameters, **waiting},
+        "engine": engine_parameters,
+        "postprocess": {},
+        contract.ENSEMBLE: parameters,
+    }
+
+
+def write_stage(destination: Path, name: str, config: str) -> None:
+    """Writes a model of the Python backend."""
+    if not _SOURCE.is_dir():
+        raise MsstsError(f"{_SOURCE}: missing; install the project from its checkout with `pip install -e .`")
+    (destination / name / "1").mkdir(parents=True)
+    shutil.copyfile(_SOURCE / name / "1" / "model.py", destination / name / "1" / "model.py")
+    (destination / name / "config.pbtxt").write_text(config, encoding="utf-8")
+
+
+def write_ensemble(destination: Path, config: str) -> None:
+    """Writes the ensemble."""
+    # It has nothing in its version folder, but Triton wants one, and neither git nor an object store keeps an empty one.
     (destination / contract.ENSEMBLE / "1").mkdir(parents=True)
-    (destination / "engine" / "1" / manifest.artefact).symlink_to(engine.path.resolve())
-    for name, of_model in (
-        ("preprocess", {**parameters, **waiting}),
-        ("engine", engine_parameters),
-        ("postprocess", {}),
-        (contract.ENSEMBLE, parameters),
-    ):
-        (destination / name / "config.pbtxt").write_text(config_pbtxt(name, of_model), encoding="utf-8")
+    (destination / contract.ENSEMBLE / "1" / ".keep").touch()
+    (destination / contract.ENSEMBLE / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
 @contextmanager

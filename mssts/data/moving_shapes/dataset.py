@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from mssts import masks
 from mssts.data.moving_shapes import version0, version1
 from mssts.data.moving_shapes.video import MovingShapesVideo
 from mssts.errors import MsstsError
-from mssts.files import read_json, reason, write_text
+from mssts.files import atomic_folder, read_json, reason, write_text
 from mssts.manifest import Category
 
 JPEG_QUALITY = 92
@@ -97,22 +93,6 @@ def _annotation(mask_THW: np.ndarray, category: Category, identity: int, video_i
     }
 
 
-@contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a new folder that becomes `path` if the block succeeds."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise MsstsError(f"{path} exists and is not an empty folder; name another one or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        whole = temporary / path.name  # made inside, because mkdtemp's own folder is private to this user
-        whole.mkdir()
-        yield whole
-        whole.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def write_dataset(out: Path | str, videos: int, seed: int, config: Config, progress: bool = True) -> Path:
     """Writes the videos of the set `seed` into the folder `out`, whole or not at all.
 
@@ -128,7 +108,7 @@ def write_dataset(out: Path | str, videos: int, seed: int, config: Config, progr
     if videos < 1:
         raise MsstsError(f"the number of videos must be at least 1, not {videos}")
     try:
-        with _atomic_folder(out) as folder:
+        with atomic_folder(out) as folder:
             _write_files(folder, videos, seed, config, progress)
     except OSError as error:
         raise MsstsError(f"{out} cannot be made ({reason(error)}); expected a folder that does not exist yet") from None
