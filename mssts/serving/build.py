@@ -1,4 +1,4 @@
-"""Self-contained model repositories, for a Triton that `mssts serve` does not start.
+"""Self-contained model repositories, for a Triton without `mssts serve`.
 
 Beside the engine, `preprocess` and `postprocess` are models of the Python backend and import this package.
 """
@@ -196,7 +196,10 @@ def _warm(manifest: Manifest, options: Options) -> FixedShape | None:
 
 
 def _onnx_output_dims(engine: Artefact) -> dict[str, tuple[int, ...]]:
-    """The shapes of an ONNX file's outputs as ONNX Runtime knows them, which is what its backend compares with."""
+    """The shapes of an ONNX file's outputs as ONNX Runtime knows them.
+
+    Its backend compares the configuration with these.
+    """
     import onnxruntime
 
     from mssts.runners.onnx_runtime import session_options

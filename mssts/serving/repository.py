@@ -83,7 +83,10 @@ def model_parameters(
     warm: FixedShape | str | None,
     queue: QueueLimits | None,
 ) -> dict[str, dict[str, str]]:
-    """The parameters of each model's configuration, for the arguments of `write_model_repository`."""
+    """The parameters of each model's configuration.
+
+    The arguments are those of `write_model_repository`.
+    """
     queue = queue or QueueLimits()
     waiting = {"max_queue": str(queue.clips), "max_queue_seconds": str(queue.seconds)}
     parameters = {"manifest": json.dumps(manifest.to_json(), separators=(",", ":"))}
@@ -113,7 +116,7 @@ def write_stage(destination: Path, name: str, config: str) -> None:
 
 def write_ensemble(destination: Path, config: str) -> None:
     """Writes the ensemble."""
-    # It has nothing in its version folder, but Triton wants one, and neither git nor an object store keeps an empty one.
+    # It has nothing in its version folder, but Triton wants one, and git and object stores keep no empty folder.
     (destination / contract.ENSEMBLE / "1").mkdir(parents=True)
     (destination / contract.ENSEMBLE / "1" / ".keep").touch()
     (destination / contract.ENSEMBLE / "config.pbtxt").write_text(config, encoding="utf-8")

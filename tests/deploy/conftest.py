@@ -68,7 +68,7 @@ exec {sys.executable} -m mssts.cli "$@" "${{urls[@]}}"
         "MSSTS_TARGET": "python",
         "MSSTS_THREADS": "1",
         "MSSTS_REPOSITORY": str(folder / "run" / "models"),
-        "MSSTS_WATCH": "1",
+        "MSSTS_WATCH": "0.7",
     }
     log = open(folder / "log", "w", encoding="utf-8")  # noqa: SIM115  (until the server ends)
     process = subprocess.Popen([ENTRYPOINT], env=environment, stdout=log, stderr=log, text=True, start_new_session=True)

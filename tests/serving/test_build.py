@@ -62,7 +62,7 @@ def plan(tmp_path: Path, library: Path) -> Path:
 
 
 def assert_whole(repository: Path, artefact: Path, models_of_python: set[str]) -> None:
-    """Every model is there with its files, the artefact's are copies, and nothing else is."""
+    """Every model is there with its files and copies of the artefact's."""
     assert {path.name for path in repository.iterdir()} == set(MODELS)
     assert not [path for path in repository.rglob("*") if path.is_symlink()]
     for path in artefact.iterdir():
@@ -79,7 +79,7 @@ def assert_whole(repository: Path, artefact: Path, models_of_python: set[str]) -
 
 
 def assert_connected(repository: Path) -> None:
-    """Every tensor of a step is mapped, and every model has the tensors that the ensemble maps."""
+    """Every tensor of a step is mapped, and is one of its model."""
     made = {tensor.name for tensor in config_of(repository, contract.ENSEMBLE).input}
     for step in config_of(repository, contract.ENSEMBLE).ensemble_scheduling.step:
         model = config_of(repository, step.model_name)
@@ -248,7 +248,7 @@ def test_what_is_there_is_not_touched(engine: Path, tmp_path: Path, capsys: pyte
 
 @needs_server
 def test_the_models_around_a_native_engine_work(engine: Path, tmp_path: Path, local: LocalSegmenter) -> None:
-    """Triton 2.51's wheel has no backend but Python's, so that one stands in for ONNX Runtime's.
+    """Python's backend stands in for ONNX Runtime's, which Triton's wheel lacks.
 
     All else is as it was built: the ensemble, the engine's tensors and its first run.
     """
