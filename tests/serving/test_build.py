@@ -265,3 +265,4 @@ def test_the_models_around_a_native_engine_work(engine: Path, tmp_path: Path, lo
     clip_THWC = clip_with_rectangles()
     with TritonServer(repository) as server, TritonSegmenter(server.grpc_url) as client:
         assert_same(client.segment(clip_THWC), local.segment(clip_THWC))
+        server.stop(grace_seconds=0)  # a proper end takes three seconds
