@@ -11,22 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
-import cv2
-import numpy as np
-from av.video.reformatter import Colorspace
 
-from mssts.contract import LIMITS
 from mssts.errors import MsstsError
+from mssts.media.display import displayed
 from mssts.media.film import find_film, open_container
 from mssts.media.images import size_text
-from mssts.media.orientation import Orientation
-from mssts.media.tone_mapping import HLG, PQ, to_sdr
 from mssts.media.video import Frame, Video, gaps_in
 
-_UNSPECIFIED = 2  # a colour space's code (ITU-T H.273)
 # Containers whose header states how long they are, so that an earlier end tells of a broken copy. Of others, FFmpeg
 # estimates it from what is there.
 _STATE_DURATION = frozenset({"asf", "flv", "matroska", "mov"})
@@ -131,7 +124,7 @@ class _Film:
         reading = _Reading()
         index = -1
         for index, (frame, transfer) in enumerate(self._decoded(reading)):
-            rgb_HWC = self._displayed(frame, transfer)
+            rgb_HWC = displayed(frame, transfer, self._aspect, str(self._path))
             size = (rgb_HWC.shape[0], rgb_HWC.shape[1])
             first_size = first_size or size
             if size != first_size:
@@ -241,30 +234,6 @@ class _Film:
             reading.packets += 1
             if packet.size:  # an empty one is AVI's sign that the frame before is shown once more
                 yield packet
-
-    def _displayed(self, frame: av.VideoFrame, transfer: int) -> np.ndarray:
-        if transfer in (PQ, HLG):
-            space = Colorspace.BT2020 if frame.colorspace == _UNSPECIFIED else None
-            signal_HWC = frame.reformat(format="rgb48le", src_colorspace=space).to_ndarray()
-            rgb_HWC = to_sdr(signal_HWC, transfer)
-        else:
-            rgb_HWC = frame.to_ndarray(format="rgb24")
-        if self._aspect != 1:
-            rgb_HWC = self._square_pixels(rgb_HWC)
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        return rgb_HWC if matrix is None else Orientation.from_display_matrix(bytes(matrix)).apply(rgb_HWC)
-
-    def _square_pixels(self, rgb_HWC: np.ndarray) -> np.ndarray:
-        """The height stays and the width becomes what players make of it."""
-        height, width, _ = rgb_HWC.shape
-        wide = max(1, round(width * self._aspect))
-        if wide > width and height * wide > LIMITS.pixels:
-            raise MsstsError(
-                f"{self._path}: displayed at {size_text((height, wide))}, as its pixels are {self._aspect} as wide as "
-                f"high, which is over the limit of {LIMITS.pixels} pixels; scale it down"
-            )
-        interpolation = cv2.INTER_LINEAR if wide > width else cv2.INTER_AREA
-        return cv2.resize(rgb_HWC, (wide, height), interpolation=interpolation)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:

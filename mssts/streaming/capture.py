@@ -11,14 +11,17 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import av
 import av.error
+import numpy as np
 
 from mssts.errors import MsstsError
+from mssts.media.display import displayed
 from mssts.media.video import Frame
 from mssts.streaming.options import StreamOptions
 from mssts.streaming.source_clock import SourceClock
@@ -56,6 +59,7 @@ class Connection:
         if not films:
             self._container.close()
             raise MsstsError(f"{name}: has no video; expected a camera, or a stream with a film")
+        self._name = name
         self._stream = films[0]
         self._stream.thread_type = "SLICE"  # threads for frames would hold back as many frames as there are threads
 
@@ -69,12 +73,16 @@ class Connection:
         """Frames a second, None if it does not tell."""
         return float(self._stream.average_rate) if self._stream.average_rate else None
 
-    def frames(self) -> Iterator[tuple[av.VideoFrame, float | None]]:
-        """The frames, each with the seconds of the source's clock if it has one.
+    def frames(self) -> Iterator[tuple[np.ndarray, float | None]]:
+        """The frames, RGB uint8 [H, W, 3], and their seconds by the source's clock.
+
+        None where it tells none.
 
         Raises:
             av.FFmpegError, OSError: nothing came in time, or the connection broke.
         """
+        aspect = Fraction(self._stream.sample_aspect_ratio or 1)
+        context = self._stream.codec_context
         for packet in self._container.demux(self._stream):
             try:
                 decoded = packet.decode()
@@ -84,7 +92,8 @@ class Connection:
                 assert isinstance(frame, av.VideoFrame)
                 shown = frame.pts if frame.pts is not None else frame.dts
                 base = frame.time_base or self._stream.time_base
-                yield frame, None if shown is None or not base else float(shown * base)
+                rgb_HWC = displayed(frame, context.color_trc, aspect, self._name)
+                yield rgb_HWC, None if shown is None or not base else float(shown * base)
 
     def close(self) -> None:
         """Ends it."""
@@ -136,16 +145,12 @@ class LiveCapture:
             cause = ""
             try:
                 self._connection = self._connection or self._connect()
-                for frame, shown in self._connection.frames():
+                for rgb_HWC, shown in self._connection.frames():
                     if lost_at is not None:
                         yield Gap(f"{self._name}: back after {self._clock() - lost_at:.1f} s", is_back=True)
                         times.reconnected()
                     lost_at, pause = None, _FIRST_PAUSE
-                    rgb_HWC = frame.to_ndarray(format="rgb24")
-                    seconds, line = times.time(shown)
-                    if line:
-                        yield Gap(f"{self._name}: {line}")
-                    yield SizedFrame(Frame(rgb_HWC, time=seconds), (rgb_HWC.shape[0], rgb_HWC.shape[1]))
+                    yield from _timed(rgb_HWC, shown, times, self._name)
                     last_frame = self._clock()
                     if stopped.is_set():
                         return
@@ -208,12 +213,8 @@ def open_stdin() -> StreamSource:
     def items(stopped: threading.Event, live: bool) -> Items:
         times = SourceClock(time.monotonic)
         try:
-            for frame, shown in connection.frames():
-                rgb_HWC = frame.to_ndarray(format="rgb24")
-                seconds, line = times.time(shown)
-                if line:
-                    yield Gap(f"stdin: {line}")
-                yield SizedFrame(Frame(rgb_HWC, time=seconds), (rgb_HWC.shape[0], rgb_HWC.shape[1]))
+            for rgb_HWC, shown in connection.frames():
+                yield from _timed(rgb_HWC, shown, times, "stdin")
                 if stopped.is_set():
                     return
         except (av.FFmpegError, OSError) as error:
@@ -222,6 +223,14 @@ def open_stdin() -> StreamSource:
             connection.close()
 
     return StreamSource("stdin", False, items, connection.fps)
+
+
+def _timed(rgb_HWC: np.ndarray, shown: float | None, times: SourceClock, name: str) -> Items:
+    """A frame with its time, after a gap if there is something to be said of that."""
+    seconds, line = times.time(shown)
+    if line:
+        yield Gap(f"{name}: {line}")
+    yield SizedFrame(Frame(rgb_HWC, time=seconds), (rgb_HWC.shape[0], rgb_HWC.shape[1]))
 
 
 def _source(name: str, connect: Callable[[], Connection], options: StreamOptions) -> StreamSource:

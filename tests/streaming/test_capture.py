@@ -9,16 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
-from support.media_files import write_video
+from support.media_files import set_display_matrix, write_video
 from support.streams import SIZE, Collected, ColourSegmenter, picture
 
 from mssts.errors import MsstsError
+from mssts.media.sources import open_source
 from mssts.streaming.capture import LiveCapture
 from mssts.streaming.options import RawFormat, StreamOptions
 from mssts.streaming.source_clock import SourceClock
@@ -115,9 +117,9 @@ class FakeConnection:
         self._frames, self._failure, self.ends = frames, failure, ends
         self.is_closed = False
 
-    def frames(self) -> Iterator[tuple[av.VideoFrame, float]]:
+    def frames(self) -> Iterator[tuple[np.ndarray, float]]:
         for number in range(self._frames):
-            yield av.VideoFrame.from_ndarray(picture(number), "rgb24"), number / 12
+            yield picture(number), number / 12
         if self._failure is not None:
             raise self._failure
 
@@ -198,8 +200,9 @@ def numbers(source: str | Path, options: StreamOptions = QUICK) -> list[int]:
         return [result.frame for result in stream]
 
 
-def test_a_recording_over_http_is_read_to_its_end(tmp_path: Path) -> None:
-    write_video(tmp_path / "scene.mp4", [picture(number) for number in range(17)], rate=12)
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The address at which the test's folder is served."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: object) -> None:
@@ -210,15 +213,27 @@ def test_a_recording_over_http_is_read_to_its_end(tmp_path: Path) -> None:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        address = f"http://127.0.0.1:{server.server_port}"
-        assert not open_stream_source(f"{address}/scene.mp4", QUICK).is_live
-        assert numbers(f"{address}/scene.mp4") == list(range(17))
-        with pytest.raises(MsstsError, match="there is no such stream"):
-            open_stream_source(f"{address}/absent.mp4", QUICK)
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_recording_over_http_is_read_to_its_end(tmp_path: Path, web: str) -> None:
+    write_video(tmp_path / "scene.mp4", [picture(number) for number in range(17)], rate=12)
+    assert not open_stream_source(f"{web}/scene.mp4", QUICK).is_live
+    assert numbers(f"{web}/scene.mp4") == list(range(17))
+    with pytest.raises(MsstsError, match="there is no such stream"):
+        open_stream_source(f"{web}/absent.mp4", QUICK)
+
+
+def test_a_recording_over_http_is_upright_and_in_square_pixels(tmp_path: Path, web: str) -> None:
+    path = write_video(tmp_path / "scene.mp4", [picture(number) for number in range(5)], rate=12, aspect=Fraction(4, 3))
+    set_display_matrix(path, (0, 1, -1, 0))
+    stored = [frame.rgb_HWC for frame in open_source(path).videos[0].frames()]
+    assert stored[0].shape == (128, 48, 3)
+    options = StreamOptions(images=True)
+    with Stream(open_stream_source(f"{web}/scene.mp4", options), ColourSegmenter(), options) as stream:
+        np.testing.assert_array_equal([result.image for result in stream], stored)
 
 
 def test_mpeg_ts_over_udp_is_live_and_its_end_is_a_loss() -> None:
