@@ -33,11 +33,7 @@ def frame_paths(folder: Path) -> list[Path]:
         MsstsError: there are none, or some of them seem to be something else than the frames of one video: images of
             several kinds, masks, a second series of pictures.
     """
-    paths = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in READABLE | _UNREADABLE and not path.name.startswith(".") and path.is_file()
-    ]
+    paths = image_files(folder)
     if not paths:
         hint = "; did you mean its instances.json?" if (folder / "instances.json").exists() else ""
         raise MsstsError(f"{folder}: no images in it; expected the .jpg or .png frames of a video{hint}")
@@ -45,6 +41,15 @@ def frame_paths(folder: Path) -> list[Path]:
     _check_series(folder, paths)
     _check_colours(folder, paths)
     return in_order(paths)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images that lie in a folder, readable or not, in no order."""
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in READABLE | _UNREADABLE and not path.name.startswith(".") and path.is_file()
+    ]
 
 
 def _check_kinds(folder: Path, paths: Sequence[Path]) -> None:

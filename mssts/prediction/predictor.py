@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,12 @@ from tqdm import tqdm
 from mssts.categories import CategoryMap, map_by_name, warnings_of
 from mssts.errors import MsstsError
 from mssts.files import reason, write_json
-from mssts.manifest import Category
 from mssts.media.sources import VideoSource, open_source
 from mssts.media.video import Frame, Video, has_variable_rate
 from mssts.prediction.overlay import Overlay
+from mssts.prediction.report import PredictReport, VideoReport, VideoResult
 from mssts.prediction.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
-from mssts.prediction.tracking import Linker, Track
+from mssts.prediction.tracking import Linker
 from mssts.prediction.windowing import MIN_SCORE, clip_of, windows
 from mssts.provenance import provenance
 from mssts.segmenters.base import Segmenter
@@ -68,89 +69,6 @@ class PredictOptions:
             raise MsstsError(f"the number of videos with pictures must be at least 0, not {self.pictures}")
 
 
-@dataclass(frozen=True)
-class VideoReport:
-    """Report on one video.
-
-    Attributes:
-        id: the video's.
-        name: the video's.
-        frames: that were read.
-        clips: the windows they were cut into.
-        tracks: in the results.
-        overlay: file name in the output folder, None without pictures.
-        contact_sheet: likewise.
-        fps: frames a second on average, None where the source does not tell.
-        variable_frame_rate: whether intervals differ.
-        times: of each frame in seconds from the first, where they do; else None.
-        notes: what is doubtful, a line each: frames that are missing or damaged, other films in the file.
-    """
-
-    id: int
-    name: str
-    frames: int
-    clips: int
-    tracks: int
-    overlay: str | None
-    contact_sheet: str | None
-    fps: float | None = None
-    variable_frame_rate: bool = False
-    times: tuple[float, ...] | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PredictReport:
-    """Report on a prediction: what was done and how long it took.
-
-    Attributes:
-        source: the path that was read.
-        engine: what ran, as it describes itself.
-        frames: of all videos.
-        clips: the windows they were cut into, which is how often the engine ran.
-        seconds: from the first frame read to the last track linked, without the drawing of pictures.
-        stage_seconds: where they went: `read` (and encoding for transfer, if asked for), `decode`, `engine`,
-            `postprocess`, `overhead` (of a server: queues, and copies from model to model), `transfer` (what a request
-            took beyond its time in the server: network and serialisation), `link`; and `render`, which comes on top.
-            A server's stages count what it did for others meanwhile.
-        videos: one report a video.
-        shard: as in `PredictOptions`.
-        categories: the classes of the results, in the ids that were written.
-        notes: for which classes results can hold nothing, a line each.
-    """
-
-    source: str
-    engine: dict[str, Any]
-    frames: int
-    clips: int
-    seconds: float
-    stage_seconds: dict[str, float]
-    videos: tuple[VideoReport, ...]
-    shard: tuple[int, int]
-    categories: tuple[Category, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def frames_per_second(self) -> float:
-        """Frames of video a second, from end to end."""
-        return self.frames / self.seconds
-
-    @property
-    def clips_per_second(self) -> float:
-        """Clips a second, from end to end."""
-        return self.clips / self.seconds
-
-    def warnings(self) -> list[str]:
-        """All notes, a line each."""
-        notes = [f"warning: {note}" for note in self.notes]
-        return notes + [f"warning: {video.name}: {note}" for video in self.videos for note in video.notes]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON value, with the rates."""
-        rates = {"frames_per_second": self.frames_per_second, "clips_per_second": self.clips_per_second}
-        return {**asdict(self), **rates}
-
-
 class _Clock:
     """Seconds by stage."""
 
@@ -191,7 +109,7 @@ def predict(
     `NAME.png`. All of it appears in the end, or none.
 
     Args:
-        source: a video, a folder of images or the JSON of a data set, or what `open_source` made of one.
+        source: what `open_source` opens, or what it made of it.
         segmenter: from `mssts.load`; it stays open.
         out: a folder, made if it is not there.
         options: `PredictOptions()` if None.
@@ -214,8 +132,7 @@ def predict(
     total = sum(lengths) if len(lengths) == len(videos) else None
     entries: list[dict[str, Any]] = []
     reports = []
-    clock = _Clock()
-    before = segmenter.stage_seconds()
+    seconds_by_stage: Counter[str] = Counter()
     start = time.perf_counter()
     with (
         _staged(Path(out)) as folder,
@@ -225,17 +142,18 @@ def predict(
             overlay = None
             if options.pictures is None or i < options.pictures:
                 overlay = Overlay(folder, video, categories, options.score_threshold)
-            tracks, video_report = _predict_video(video, segmenter, overlay, mapped, options, clock, bar)
-            entries += submission_entries(video.id, video.size, tracks, mapped.by_label)
-            reports.append(video_report)
-        seconds = time.perf_counter() - start - clock.seconds["render"]
+            result = predict_video(video, segmenter, mapped, options, overlay, bar.update)
+            entries += result.entries
+            reports.append(result.report)
+            seconds_by_stage.update(result.stage_seconds)
+        seconds = time.perf_counter() - start - seconds_by_stage["render"]
         report = PredictReport(
             source=str(source.path),
             engine=segmenter.describe(),
             frames=sum(video_report.frames for video_report in reports),
             clips=sum(video_report.clips for video_report in reports),
             seconds=seconds,
-            stage_seconds=_split(clock.seconds, before, segmenter.stage_seconds()),
+            stage_seconds=dict(seconds_by_stage),
             videos=tuple(reports),
             shard=options.shard,
             categories=tuple(category for category in mapped.by_label if category is not None),
@@ -248,15 +166,29 @@ def predict(
     return report
 
 
-def _predict_video(
+def predict_video(
     video: Video,
     segmenter: Segmenter,
-    overlay: Overlay | None,
     mapped: CategoryMap,
     options: PredictOptions,
-    clock: _Clock,
-    bar: tqdm,
-) -> tuple[list[Track], VideoReport]:
+    overlay: Overlay | None = None,
+    progress: Callable[[int], object] = lambda frames: None,
+) -> VideoResult:
+    """Segments and tracks one video, as `predict` does each of them.
+
+    Args:
+        video: opened.
+        segmenter: it stays open.
+        mapped: its classes in the table of the results.
+        options: how.
+        overlay: where pictures are drawn, if they are.
+        progress: called with the number of frames that were done since the last call.
+
+    Raises:
+        MsstsError: a frame cannot be read, or a clip was refused.
+    """
+    clock = _Clock()
+    before = segmenter.stage_seconds()
     linker = Linker()
     clips = covered = 0
     times: list[float | None] = []
@@ -275,7 +207,7 @@ def _predict_video(
                 linker.add(start, len(frames), found)
             clips += 1
             times += [frame.time for frame in frames[covered - start :]]
-            bar.update(start + len(frames) - covered)
+            progress(start + len(frames) - covered)
             covered = start + len(frames)
         if overlay is not None:
             _draw(overlay, waiting, waiting_start, linker, clock)
@@ -297,7 +229,11 @@ def _predict_video(
         times=tuple(known) if varies else None,
         notes=tuple(video.notes),
     )
-    return tracks, report
+    return VideoResult(
+        entries=submission_entries(video.id, video.size, tracks, mapped.by_label),
+        report=report,
+        stage_seconds=_split(clock.seconds, before, segmenter.stage_seconds()),
+    )
 
 
 def _windows(video: Video, segmenter: Segmenter, whole_video: bool, clock: _Clock) -> Iterator[tuple[int, list[Frame]]]:

@@ -11,7 +11,7 @@ from typing import Any
 from mssts import masks
 from mssts.categories import difference, read_categories
 from mssts.errors import MsstsError
-from mssts.files import atomic_path, read_json, write_text
+from mssts.files import atomic_path, read_json
 from mssts.manifest import Category
 from mssts.prediction.tracking import Track
 
@@ -44,10 +44,24 @@ def results_categories(results: Path) -> tuple[Category, ...]:
     return read_categories(read_json(report)) if report.is_file() else ()
 
 
-def write_submission(path: Path | str, entries: Sequence[dict[str, Any]]) -> None:
+def write_submission(path: Path | str, entries: Iterable[dict[str, Any]]) -> None:
     """Writes the entries of all videos to a JSON file, atomically, one entry a line."""
-    lines = ",\n".join(json.dumps(entry, allow_nan=False, separators=(",", ":")) for entry in entries)
-    write_text(path, f"[\n{lines}\n]\n" if entries else "[]\n")
+    write_submission_lines(path, map(entry_line, entries))
+
+
+def entry_line(entry: dict[str, Any]) -> str:
+    """The line of an entry in a submission, without what comes between lines."""
+    return json.dumps(entry, allow_nan=False, separators=(",", ":"))
+
+
+def write_submission_lines(path: Path | str, lines: Iterable[str]) -> None:
+    """Writes a submission of what `entry_line` returned; one line at a time is held."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "[\n"
+        for line in lines:
+            file.write(separator + line)
+            separator = ",\n"
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
 def merge_shards(paths: Sequence[Path]) -> list[dict[str, Any]]:
