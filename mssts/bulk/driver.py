@@ -18,7 +18,7 @@ from mssts.bulk.worker import Outcome, Started
 from mssts.errors import MsstsError, first_line
 from mssts.media.sources import VideoItem
 
-_WAIT_SECONDS = 1.0  # for an answer; as often, times are looked at
+_WAIT_SECONDS = 1.0  # for an answer, and between two looks at the times
 _LOOK_SECONDS = 5.0  # between two looks at the machines
 _START_LOSSES = 3  # of one machine, before none is started there any more
 _PATIENCE_SECONDS = 600.0  # without a worker at work: loading an engine over a network may take minutes
@@ -137,7 +137,8 @@ class Driver:
         self._idle: list[_Worker] = []
         self._on: Counter[str] = Counter()  # workers by node
         self._start_losses: Counter[str] = Counter()
-        self._next_look = 0.0
+        self._at_work = 0  # workers with a video
+        self._next_look = self._next_check = 0.0
         self._worked = clock()  # when a worker was last seen at work
         self.failures: dict[int, Failure] = {}
         self.records: list[WorkerRecord] = []
@@ -150,7 +151,7 @@ class Driver:
         Raises:
             MsstsError: no machine can load the engine, all are gone, or results cannot be written. What is done stays.
         """
-        while self._todo or self._again or self._at_work():
+        while self._todo or self._again or self._at_work:
             self._look_at_machines()
             self._give_videos()
             for reference in self._cluster.wait(list(self._waiting), _WAIT_SECONDS):
@@ -159,18 +160,14 @@ class Driver:
         for worker in [*self._waiting.values(), *self._idle]:
             self._cluster.kill(worker.handle)
 
-    def _at_work(self) -> bool:
-        return any(worker.index is not None for worker in self._waiting.values())
-
     def _look_at_machines(self) -> None:
         now = self._clock()
         if now < self._next_look:
             return
         self._next_look = now + _LOOK_SECONDS
         room = self._cluster.room()
-        at_work = sum(worker.index is not None for worker in self._waiting.values())
         count = len(self._waiting) + len(self._idle)
-        useful = len(self._todo) + len(self._again) + at_work
+        useful = len(self._todo) + len(self._again) + self._at_work
         wanted = min(useful, self._options.workers or useful) - count
         if wanted > 0:
             # The emptiest machines first.
@@ -182,7 +179,7 @@ class Driver:
             )
             for _, node in places[:wanted]:
                 self._start(node)
-        if at_work:
+        if self._at_work:
             self._worked = now
         self._check_hope(room, now)
 
@@ -217,6 +214,7 @@ class Driver:
             index = (self._todo or self._again).popleft()
             worker = self._idle.pop()
             worker.index, worker.since = index, self._clock()
+            self._at_work += 1
             self._waiting[self._cluster.predict(worker.handle, index, self._items[index])] = worker
 
     def _take(self, reference: Hashable) -> None:
@@ -250,6 +248,7 @@ class Driver:
             raise MsstsError(f"{outcome.unwritable}. What is done is kept: go on with --resume")
         assert worker.index is not None
         index, worker.index = worker.index, None
+        self._at_work -= 1
         worker.record.busy_seconds += outcome.seconds
         if outcome.error is not None:
             self._fail(index, outcome.error, self._attempts[index] + 1)
@@ -279,6 +278,9 @@ class Driver:
         if limit is None:
             return
         now = self._clock()
+        if now < self._next_check:
+            return
+        self._next_check = now + _WAIT_SECONDS
         for reference, worker in list(self._waiting.items()):
             if worker.index is not None and now - worker.since > limit:
                 del self._waiting[reference]
@@ -293,6 +295,7 @@ class Driver:
     def _remove(self, worker: _Worker, why: str) -> None:
         worker.record.lost = why
         self._cluster.kill(worker.handle)
+        self._at_work -= worker.index is not None
         self._on[worker.record.node] -= 1
         self._next_look = 0.0  # there is room for another
 

@@ -111,9 +111,10 @@ class Parts:
         """
         path = self._path(index)
         try:
-            first, *lines = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8")
+            first, *lines = text.splitlines()
             head = json.loads(first)
-            whole = isinstance(head, dict) and head["entries"] == len(lines)
+            whole = text.endswith("\n") and isinstance(head, dict) and head["entries"] == len(lines)
         except OSError as error:
             raise MsstsError(f"{path}: cannot be read: {error.strerror}; run again with --resume") from None
         except (ValueError, KeyError):

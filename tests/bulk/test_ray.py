@@ -1,0 +1,89 @@
+"""Bulk prediction with real Ray processes on this machine: one short run with every common fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.bulk import LONG, finish, has_open, killing_workers, parts, started, write_video, write_videos
+
+from mssts.bulk.options import BulkOptions
+from mssts.bulk.ray_cluster import connected
+from mssts.bulk.worker import Job
+from mssts.cli import main
+from mssts.prediction.predictor import PredictOptions
+
+ray = pytest.importorskip("ray")
+
+
+def test_faults_cost_no_other_video_anything(
+    engine: Path, by_one_process: Callable[[Path], bytes], tmp_path: Path
+) -> None:
+    """A corrupt video, and one whose worker is killed with `kill -9` each time; then both are mended."""
+    good = by_one_process(write_videos(tmp_path / "good", 5))
+    folder, out = write_videos(tmp_path / "videos", 5), tmp_path / "out"
+    corrupt, killer = folder / "y_corrupt.mp4", write_video(folder / "z_killer.mp4", LONG)
+    corrupt.write_bytes(b"no video" * 100)
+    arguments = (folder, "--model", engine, "--out", out, "--ray", "local", "--workers", 2)
+    with started(*arguments) as driver, killing_workers(driver.pid, lambda pid: has_open(pid, killer)) as killed:
+        code, printed, errors = finish(driver)
+    assert code == 1, errors
+    assert "videos 5   failed 2" in printed and "Traceback" not in errors
+    assert (out / "results.json").read_bytes() == good
+    report = json.loads((out / "report.json").read_text())
+    failed = {entry["name"]: entry for entry in report["failed"]}
+    assert str(corrupt) in failed["y_corrupt"]["reason"] and failed["y_corrupt"]["attempts"] == 1
+    assert "its process died" in failed["z_killer"]["reason"] and failed["z_killer"]["attempts"] == 3
+    assert all(name in errors for name in failed)
+    assert len(killed) == 3 and report["retries"] == 2
+    assert {worker["pid"] for worker in report["workers"] if worker["lost"]} == set(killed)
+    assert len(parts(out)) == 5
+
+    write_video(corrupt, 20)
+    write_video(killer, 20)
+    with started(*arguments) as driver:
+        code, _, errors = finish(driver)
+    assert code == 2 and "go on with --resume" in errors, "nothing that is done is thrown away"
+    with started(*arguments, "--resume", "--pictures", 7) as driver:
+        code, printed, errors = finish(driver)
+    assert code == 0, errors
+    assert (out / "results.json").read_bytes() == by_one_process(folder)
+    report = json.loads((out / "report.json").read_text())
+    assert [video["name"] for video in report["videos"]] == [path.stem for path in sorted(folder.iterdir())]
+    assert sum(worker["videos"] for worker in report["workers"]) == 2, "the others were done"
+    pictures = {"y_corrupt.mp4", "y_corrupt.png", "z_killer.mp4", "z_killer.png"}
+    assert {path.name for path in out.iterdir()} == {"results.json", "report.json", *pictures}
+    assert main([*map(str, ("predict", *arguments, "--resume"))]) == 0, "all is done, so Ray is not even started"
+
+
+def test_a_cluster_of_its_own_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token authentication is on, and neither a dashboard nor reports on the use of Ray are."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
+    job = Job("", "", "auto", 1, False, PredictOptions(), "", (), str(tmp_path), {})
+    with connected("local", BulkOptions(), job):
+        context = ray.get_runtime_context()
+        address = context.gcs_address
+        assert not ray._private.worker.global_worker.node.webui_url
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert ask(address, {}) == 0, "who has the token gets an answer"
+        assert ask(address, {"RAY_AUTH_TOKEN": "a-guess"}) != 0
+        assert ask(address, {"RAY_AUTH_MODE": "disabled"}) != 0
+
+
+def ask(address: str, environment: dict[str, str]) -> int:
+    """The exit code of a process that asks a cluster for its machines."""
+    program = (
+        "import sys; from ray._raylet import GcsClient\n"
+        f"print(GcsClient(address={address!r}).get_all_node_info(timeout=5))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, timeout=60, check=False
+    )
+    return done.returncode
