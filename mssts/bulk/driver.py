@@ -264,7 +264,10 @@ class Driver:
         if index is None:
             self._start_losses[node] += 1
             if self._start_losses[node] >= _START_LOSSES:
-                self.left_out[node] = (worker.record.host or node, f"workers are lost while they load the engine: {why}")
+                self.left_out[node] = (
+                    worker.record.host or node,
+                    f"workers are lost while they load the engine: {why}",
+                )
             return
         self._attempts[index] += 1
         if self._attempts[index] > self._options.retries:

@@ -7,7 +7,6 @@ machines must see the folder.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -76,8 +75,7 @@ class Parts:
         done = set()
         for folder in self.folder.iterdir():
             if folder.is_dir():
-                names = (Path(name) for name in os.listdir(folder))
-                done |= {int(name.stem) for name in names if name.suffix == _SUFFIX and name.stem.isdigit()}
+                done |= {int(file.stem) for file in folder.glob(f"*{_SUFFIX}") if file.stem.isdigit()}
         return done
 
     def describe(self, value: dict[str, Any]) -> None:

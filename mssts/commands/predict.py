@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="every N-th video from the K-th on (from 0), into DIR/shard-K-of-N; torchrun's rank by default",
     )  # fmt: skip
     parser.add_argument(
-        "--pictures", type=int, metavar="N", help="draw only the first N videos, 0 for none (default: all; 0 with --ray)"
+        "--pictures",
+        type=int,
+        metavar="N",
+        help="draw only the first N videos, 0 for none (default: all; 0 with --ray)",
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="cores of a local engine (default: all; 1 for each worker with --ray)"

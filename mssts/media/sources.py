@@ -5,7 +5,6 @@ A data set is a YouTube-VIS or COCO-video JSON. Frames are streamed: the caller 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -81,7 +80,7 @@ class VideoItem:
             return video.length * video.width * video.height
         try:
             if self.path.is_dir():
-                return _IMAGE_WEIGHT * len(os.listdir(self.path))
+                return _IMAGE_WEIGHT * sum(1 for _ in self.path.iterdir())
             return self.path.stat().st_size
         except OSError:
             return 0

@@ -58,7 +58,7 @@ def test_a_lost_worker_costs_one_try_of_one_video() -> None:
     driver, done = drive(cluster, [3, 9, 3, 3])
     assert done == [0, 1, 2, 3] and driver.retries == 1
     assert cluster.given[-1] == 1, "tried again when all others were done"
-    assert Counter(record.lost for record in driver.records) == {None: 2, "its process died": 1}
+    assert [record.lost for record in driver.records if record.lost] == ["its process died"]
 
 
 def test_a_video_that_kills_its_worker_each_time_is_given_up() -> None:
@@ -108,7 +108,7 @@ def test_a_machine_that_cannot_load_the_engine_is_left_out() -> None:
 
 def test_no_machine_can_load_the_engine() -> None:
     cluster = FakeCluster({"a": 1, "b": 1}, unable={"a": "no engine", "b": "no engine"})
-    with pytest.raises(MsstsError, match="no machine can work: a: no engine .*1 more"):
+    with pytest.raises(MsstsError, match=r"no machine can work: a: no engine .*1 more"):
         drive(cluster, [5.0] * 6)
 
 
@@ -180,7 +180,8 @@ def cost(workers: int, videos: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("workers", "videos"), [(50, 3000), pytest.param(1000, 100_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+    ("workers", "videos"),
+    [(50, 3000), pytest.param(1000, 100_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
 )
 def test_what_a_video_costs_the_driver_does_not_grow(workers: int, videos: int) -> None:
     few, many = cost(workers, videos // 10), cost(workers, videos)

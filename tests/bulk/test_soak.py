@@ -219,5 +219,7 @@ def test_what_an_answer_of_a_thousand_costs() -> None:
                 waiting.remove(reference)
                 answers += 1
         each = (time.perf_counter() - begun) / answers
-        print(f"\n{each * 1e3:.1f} ms an answer of a thousand, {(time.process_time() - cpu) / answers * 1e3:.1f} ms CPU")
+        print(
+            f"\n{each * 1e3:.1f} ms an answer of a thousand, {(time.process_time() - cpu) / answers * 1e3:.1f} ms CPU"
+        )
     assert each < 0.1

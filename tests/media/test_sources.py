@@ -37,7 +37,7 @@ def test_a_folder_of_frames_may_hold_their_video(tmp_path: Path) -> None:
     (video,) = open_source(tmp_path / "scene").videos
     assert (video.name, video.length) == ("scene", 3)
     write_video(tmp_path / "scene" / "more.mp4", 2)
-    with pytest.raises(MsstsError, match="2 videos and 3 images .*expected videos, or the frames of one"):
+    with pytest.raises(MsstsError, match=r"2 videos and 3 images .*expected videos, or the frames of one"):
         open_source(tmp_path / "scene")
 
 

@@ -69,10 +69,10 @@ def finish(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, s
 def descendants(pid: int) -> dict[int, str]:
     """The processes that a process started, and those that they started, with their command lines."""
     parents: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
             try:
-                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, IndexError):
                 continue
     found: dict[int, str] = {}
@@ -100,7 +100,7 @@ def is_worker(command_line: str) -> bool:
 def has_open(pid: int, path: Path) -> bool:
     """Whether a process has a file open."""
     try:
-        return any(os.readlink(link) == str(path) for link in Path(f"/proc/{pid}/fd").iterdir())
+        return any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
 
