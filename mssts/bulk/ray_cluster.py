@@ -40,10 +40,7 @@ def connected(address: str, options: BulkOptions, job: Job) -> Iterator[RayClust
         MsstsError: Ray is not installed, or there is no such cluster.
     """
     _check_address(address)
-    # Before the import, which reads them. A cluster that others started has its own.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address == LOCAL:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
@@ -93,9 +90,9 @@ class RayCluster:
         self._ray = ray
         self._options = options
         # What is lost is counted by the driver, so nothing starts again by itself.
-        self._actor = ray.remote(Worker).options(
+        self._actor: Any = ray.remote(
             num_cpus=options.threads, num_gpus=options.gpus, max_restarts=0, max_task_retries=0
-        )
+        )(Worker)
         self._job = ray.put(job)
 
     def room(self) -> dict[str, int]:
@@ -153,7 +150,7 @@ class RayCluster:
 
 def _why(message: str) -> str:
     """The cause of an actor's death, from a message of many lines."""
-    text = message.lower()
-    if "node" in text and ("terminated" in text or "died" in text) and "its node" in text:
+    if "its node has died" in message:
         return "its machine is gone"
-    return "its machine ran out of memory" if "out of memory" in text or "oom" in text else "its process died"
+    # Ray's own monitor says so; a kernel that kills leaves no word.
+    return "its machine ran out of memory" if "running low on memory" in message else "its process died"

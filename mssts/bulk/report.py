@@ -81,7 +81,7 @@ class BulkReport:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value."""
-        lists = {"failed": self.failed, "workers": self.workers, "left_out": self.left_out}
+        lists: dict[str, list[Any]] = {"failed": self.failed, "workers": self.workers, "left_out": self.left_out}
         written = {name: [asdict(entry) for entry in entries] for name, entries in lists.items()}
         return {**vars(self), **written}
 

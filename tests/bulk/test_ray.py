@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.bulk import LONG, finish, has_open, killing_workers, parts, started, write_video, write_videos
+from support.bulk import (
+    LONG,
+    descendants,
+    finish,
+    has_open,
+    killing_workers,
+    parts,
+    started,
+    wait_for,
+    write_video,
+    write_videos,
+)
 
-from mssts.bulk.options import BulkOptions
-from mssts.bulk.ray_cluster import connected
-from mssts.bulk.worker import Job
 from mssts.cli import main
-from mssts.prediction.predictor import PredictOptions
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
 
 
 def test_faults_cost_no_other_video_anything(
@@ -61,29 +70,38 @@ def test_faults_cost_no_other_video_anything(
     assert main([*map(str, ("predict", *arguments, "--resume"))]) == 0, "all is done, so Ray is not even started"
 
 
-def test_a_cluster_of_its_own_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_its_own_is_closed_to_others(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Token authentication is on, and neither a dashboard nor reports on the use of Ray are."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.delenv(name, raising=False)
-    job = Job("", "", "auto", 1, False, PredictOptions(), "", (), str(tmp_path), {})
-    with connected("local", BulkOptions(), job):
-        context = ray.get_runtime_context()
-        address = context.gcs_address
-        assert not ray._private.worker.global_worker.node.webui_url
-        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-        assert ask(address, {}) == 0, "who has the token gets an answer"
-        assert ask(address, {"RAY_AUTH_TOKEN": "a-guess"}) != 0
-        assert ask(address, {"RAY_AUTH_MODE": "disabled"}) != 0
+    video = write_video(tmp_path / "video.mp4", 4 * LONG)
+    with started(video, "--model", engine, "--out", tmp_path / "out", "--ray", "local", "--workers", 1) as driver:
+        wait_for(lambda: any(has_open(pid, video) for pid in descendants(driver.pid)), what="the video's worker")
+        ((pid, raylet),) = [entry for entry in descendants(driver.pid).items() if "/raylet " in entry[1]]
+        found = re.search(r"gcs[-_]address=(\S+)", raylet)
+        assert found is not None, raylet
+        assert b"RAY_USAGE_STATS_ENABLED=0" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert "machines" in ask(found[1], {"RAY_AUTH_MODE": "token"}), "who has the token gets an answer"
+        assert "Unauthenticated" in ask(found[1], {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-guess"})
+        with pytest.raises(OSError, match="refused"):  # the dashboard's port
+            socket.create_connection((found[1].rpartition(":")[0], 8265), 5)
 
 
-def ask(address: str, environment: dict[str, str]) -> int:
-    """The exit code of a process that asks a cluster for its machines."""
+def ask(address: str, environment: dict[str, str]) -> str:
+    """What a process prints that asks a cluster for its machines."""
     program = (
-        "import sys; from ray._raylet import GcsClient\n"
-        f"print(GcsClient(address={address!r}).get_all_node_info(timeout=5))"
+        "from ray._raylet import GcsClient\n"
+        f"print(len(GcsClient(address={address!r}).get_all_node_info(timeout=5)), 'machines')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    return done.returncode
+    return done.stdout + done.stderr
