@@ -1,8 +1,8 @@
 """The driver: gives videos to workers, and sees to it that each is done or named.
 
-Nothing here knows Ray. A worker has one video at a time, so whoever is lost takes one video along, which is known. A
-video whose worker was lost is tried again when all others are done, a few times: one that kills its process every time
-costs no other video anything.
+Nothing here knows Ray. A worker has one video at a time, so a worker that is lost takes one video along, and which is
+known. A video whose worker was lost is tried again when all others are done, a few times: one that kills its process
+every time costs no other video anything.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ _PATIENCE_SECONDS = 600.0  # without a worker at work: loading an engine over a 
 
 
 class WorkerLost(Exception):
-    """A worker's process or machine is gone. The message says which, as far as is known."""
+    """A worker's process or machine is gone, and the message says which."""
 
 
 class Cluster(Protocol):
-    """Machines on which workers can be started. Nodes are their names, references are answers to come."""
+    """Machines on which workers can be started.
+
+    Nodes are their names, and references are answers to come.
+    """
 
     def room(self) -> dict[str, int]:
         """How many workers each node that is alive can hold, running ones included."""
@@ -41,7 +44,7 @@ class Cluster(Protocol):
         """Gives a worker a video, and returns the reference to its `Outcome`."""
 
     def wait(self, references: Sequence[Hashable], seconds: float) -> list[Any]:
-        """The references that have an answer, after so many seconds at most if there is none."""
+        """The references that have an answer, if one has within so many seconds."""
 
     def result(self, reference: Any) -> Any:
         """The answer.

@@ -129,7 +129,10 @@ _BULK_ONLY = ("resume", "workers", "gpus", "retries", "video_timeout")
 
 
 def _run_bulk(arguments: argparse.Namespace, options: PredictOptions) -> int:
-    """As `run`, with Ray; 1 if a video has failed."""
+    """As `run`, with Ray.
+
+    The exit code is 1 if a video has failed.
+    """
     from mssts.bulk.options import BulkOptions
     from mssts.bulk.prediction import predict_many
 

@@ -1,4 +1,4 @@
-"""Sources of frames: video files, folders of images, lists of those, and data sets.
+"""Sources of frames: video files, folders of images, lists, and data sets.
 
 A data set is a YouTube-VIS or COCO-video JSON. Frames are streamed: the caller decides how many are in memory at once.
 """
@@ -74,7 +74,7 @@ class VideoItem:
         return replace(_open_path(self.path, self.exif or "apply"), id=self.id, name=self.name)
 
     def weight(self) -> float:
-        """How long it takes, in a unit of its source; 0 if it is not there."""
+        """How long it takes, in a unit of its source, and 0 if it is not there."""
         if self.dataset is not None:
             (video,) = self.dataset.videos
             return video.length * video.width * video.height
@@ -152,7 +152,10 @@ def _video_files(folder: Path) -> list[Path]:
 
 
 def _listed(path: Path) -> list[Path]:
-    """The paths of a text file, relative to its folder; empty lines and `#` are skipped."""
+    """The paths in a text file, which are relative to its folder.
+
+    Empty lines and those that begin with # are skipped.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

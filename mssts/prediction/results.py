@@ -55,7 +55,7 @@ def entry_line(entry: dict[str, Any]) -> str:
 
 
 def write_submission_lines(path: Path | str, lines: Iterable[str]) -> None:
-    """Writes a submission of what `entry_line` returned; one line at a time is held."""
+    """Writes a submission of what `entry_line` returned, holding one line at a time."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "[\n"
         for line in lines:

@@ -1,4 +1,4 @@
-"""The driver of bulk prediction, on machines in memory: what is done, tried again, given up."""
+"""The driver of bulk prediction, on machines in memory."""
 
 from __future__ import annotations
 

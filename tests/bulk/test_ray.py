@@ -1,4 +1,4 @@
-"""Bulk prediction with real Ray processes on this machine: one short run with every common fault."""
+"""Bulk prediction with real Ray processes: one short run with common faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ pytest.importorskip("ray")
 def test_faults_cost_no_other_video_anything(
     engine: Path, by_one_process: Callable[[Path], bytes], tmp_path: Path
 ) -> None:
-    """A corrupt video, and one whose worker is killed with `kill -9` each time; then both are mended."""
+    """A corrupt video, and one whose worker is killed with `kill -9` each time.
+
+    Then both are mended, and the run goes on.
+    """
     good = by_one_process(write_videos(tmp_path / "good", 5))
     folder, out = write_videos(tmp_path / "videos", 5), tmp_path / "out"
     corrupt, killer = folder / "y_corrupt.mp4", write_video(folder / "z_killer.mp4", LONG)
@@ -73,7 +76,7 @@ def test_faults_cost_no_other_video_anything(
 def test_a_cluster_of_its_own_is_closed_to_others(
     engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Token authentication is on, and neither a dashboard nor reports on the use of Ray are."""
+    """Token authentication is on, dashboard and reports on the use of Ray are off."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.delenv(name, raising=False)

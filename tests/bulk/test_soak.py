@@ -1,4 +1,4 @@
-"""Each fault on its own, with real Ray processes and `kill -9`. `make test-soak` runs them."""
+"""Each fault of bulk prediction, with real Ray processes and `kill -9`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_killed_worker(engine: Path, folder: Path, expected: bytes, tmp_path: 
 
 
 def test_a_lost_machine(engine: Path, folder: Path, expected: bytes, tmp_path: Path, two_machines: Any) -> None:
-    """The raylet of one node is killed with `kill -9` in the middle, and its workers end with it."""
+    """The raylet of one node is killed with `kill -9`, and its workers end with it."""
     other = two_machines.add_node(num_cpus=1)
     out = tmp_path / "out"
     with started(folder, "--model", engine, "--out", out, "--ray", two_machines.address) as driver:
@@ -88,7 +88,7 @@ def test_a_lost_machine(engine: Path, folder: Path, expected: bytes, tmp_path: P
 
 
 def test_a_driver_that_dies_and_is_started_again(engine: Path, folder: Path, expected: bytes, tmp_path: Path) -> None:
-    """It goes on where it was, with another number of workers, and leaves no process behind."""
+    """It goes on with another number of workers, and leaves no process behind."""
     out = tmp_path / "out"
     arguments = (folder, "--model", engine, "--out", out, "--ray", "local")
     with started(*arguments, "--workers", 2) as driver:
@@ -109,7 +109,7 @@ def test_a_driver_that_dies_and_is_started_again(engine: Path, folder: Path, exp
 
 
 def running(pid: int, line: str) -> bool:
-    """Whether a process still runs; another may have been given its number."""
+    """Whether a process still runs, and not another with its number."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state != "Z" and bool(line) and line.split()[0] in Path(f"/proc/{pid}/cmdline").read_text()

@@ -71,7 +71,7 @@ def test_a_data_set_is_no_video_of_a_list(tmp_path: Path) -> None:
 
 
 def test_a_list_opens_nothing_before_it_is_asked(tmp_path: Path) -> None:
-    """A broken video is found by whoever opens it, and items are small."""
+    """A broken video is found when it is opened, and items are small."""
     write_video(tmp_path / "a.mp4", 30)
     (tmp_path / "b.mp4").write_bytes(b"broken")
     first, second = list_source(tmp_path).items

@@ -1,4 +1,4 @@
-"""Videos for bulk prediction, and the processes of a run of Ray, to be watched and killed."""
+"""Videos for bulk prediction, and the processes of Ray to be killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 HEIGHT, WIDTH = 64, 96
-LONG = 2000  # frames: seconds of work, so that whoever opens it is seen
+LONG = 2000  # frames: seconds of work, so that the process that opens it is seen
 
 
 def write_video(path: Path, length: int = 12, start: int = 0) -> Path:
@@ -48,7 +48,7 @@ def command(*arguments: object) -> list[str]:
 
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """`mssts predict` in a process of its own, which is killed if the block ends first."""
+    """`mssts predict` in a process, which is killed if the block ends first."""
     process = subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -67,7 +67,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, s
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The processes that a process started, and those that they started, with their command lines."""
+    """The processes below a process, with their command lines."""
     parents: dict[int, int] = {}
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -107,9 +107,9 @@ def has_open(pid: int, path: Path) -> bool:
 
 @contextmanager
 def killing_workers(driver: int, which: Callable[[int], bool], limit: int | None = None) -> Iterator[list[int]]:
-    """Kills with SIGKILL the workers of a driver that `which` is true of, while the block runs.
+    """Kills workers of a driver with SIGKILL while the block runs.
 
-    Yields the list of those that were killed, `limit` at most.
+    Those that `which` is true of, and `limit` at most. Yields the list of those that were killed.
     """
     killed: list[int] = []
     stop = threading.Event()
