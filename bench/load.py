@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mssts.bench.arguments import check_positive, frame_size
+from mssts.commands.options import add_tls, client_options, server_url
 from mssts.errors import MsstsError
 from mssts.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mssts.segmenters.triton import StageTime
+    from mssts.segmenters.triton import ClientOptions, StageTime
 
 HELP = "a server under load: clips per second, latency and refusals by concurrency and rate"
 
@@ -70,6 +71,7 @@ class Row:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's arguments."""
     parser.add_argument("--url", required=True, metavar="grpc://HOST:PORT", help="a running server")
+    add_tls(parser)
     parser.add_argument(
         "--concurrency", default="1,2,4,8", metavar="N,N", help="clients of the closed loop (default: %(default)s)"
     )
@@ -90,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_positive(arguments, "seconds", "frames")
     height, width = frame_size(arguments.size)
+    options = client_options(arguments, jpeg_quality=95 if arguments.encoding == "jpeg" else None)
+    assert options is not None
     settings: list[tuple[str, float]] = [
         *(("closed", value) for value in _numbers("--concurrency", arguments.concurrency, whole=True)),
         *(("open", value) for value in _numbers("--rates", arguments.rates)),
@@ -97,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not settings:
         raise MsstsError("give --concurrency, --rates, or both")
     clip_THWC = _clip(arguments.frames, height, width)
-    load = _Load(arguments.url, clip_THWC, arguments.encoding)
+    load = _Load(server_url(arguments.url), clip_THWC, options)
     rows = []
     try:
         load.warm()
@@ -143,16 +147,18 @@ class _Tally:
 class _Load:
     """A server, a clip to send to it, and the measurements."""
 
-    def __init__(self, url: str, clip_THWC: np.ndarray, encoding: str) -> None:
+    def __init__(self, url: str, clip_THWC: np.ndarray, options: ClientOptions) -> None:
         import tritonclient.grpc as triton
 
-        from mssts.segmenters.triton import ClientOptions, TritonSegmenter
+        from mssts.segmenters.triton import TritonSegmenter
         from mssts.segmenters.triton.addresses import parse_urls
         from mssts.segmenters.triton.messages import request_inputs
 
-        options = ClientOptions(jpeg_quality=95 if encoding == "jpeg" else None)
+        addresses = parse_urls(url)
+        if len(addresses) != 1:
+            raise MsstsError(f"--url {url}: name one server; each is measured alone")
+        (address,) = addresses
         self.segmenter = TritonSegmenter(url, options)
-        (address,) = parse_urls(url)
         self._client = triton.InferenceServerClient(**address.channel_arguments(options))
         self._exception = triton.InferenceServerException
         self._inputs = request_inputs(clip_THWC, 0.0, options)

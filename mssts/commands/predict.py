@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mssts.artefact import Kind
-from mssts.commands.options import add_exif
+from mssts.commands.options import add_exif, add_tls, client_options, server_url
 from mssts.errors import MsstsError
 from mssts.runners import AUTO, runner_help
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "JSON",
     )  # fmt: skip
     engine = parser.add_mutually_exclusive_group(required=True)
-    engine.add_argument("--url", metavar="grpc://HOST:PORT", help="a server that `mssts serve` started")
+    engine.add_argument("--url", metavar="grpc://HOST:PORT", help="a server, or several with commas; grpcs:// for TLS")
     engine.add_argument(
         "--model", type=Path, metavar="PATH", help="an exported model's file or folder, or a checkpoint"
     )
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--zip", dest="archive", action="store_true", help="write results.zip too, for the evaluation server"
     )
     add_exif(parser)
+    add_tls(parser)
     transfer = parser.add_mutually_exclusive_group()
     transfer.add_argument(
         "--jpeg", dest="transfer", action="store_const", const="jpeg", default="auto",
@@ -113,10 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
     given = [name for name in _BULK_ONLY if getattr(arguments, name) not in (None, False)]
     if given:
         raise MsstsError(f"--{given[0].replace('_', '-')} is for --ray; pass --ray local, auto or HOST:PORT")
+    client = client_options(arguments)
     source = open_source(arguments.source, arguments.exif)
-    target = "grpc://" + arguments.url.removeprefix("grpc://") if arguments.url else arguments.model
+    target = server_url(arguments.url) if arguments.url else arguments.model
     with load(
-        target, threads=arguments.threads, runner=arguments.runner, as_released=arguments.as_released
+        target, threads=arguments.threads, runner=arguments.runner, as_released=arguments.as_released, client=client
     ) as segmenter:
         report = predict(source, segmenter, out, options)
     _print_summary(report, out, arguments.archive)

@@ -59,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clips that may wait for a step; more are refused, and clients try again (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-queue-seconds", type=float, default=30.0, metavar="SECONDS",
-        help="a clip that has waited longer is refused, 0 for no limit (default: %(default)g)",
+        "--max-queue-seconds", type=float, default=1.0, metavar="SECONDS",
+        help="a clip that would wait longer, and for more than one other, is refused; 0 for no limit (default: "
+        "%(default)g)",
     )  # fmt: skip
     parser.add_argument(
         "--max-restarts", type=int, default=5, metavar="N",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mssts.artefact import Kind
+from mssts.commands.options import add_tls, client_options, server_url
 from mssts.errors import MsstsError
 from mssts.runners import AUTO, runner_help
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a video file, a folder of images, rtsp://…, http(s)://…, udp://…, a webcam's number, or - for stdin",
     )
     engine = parser.add_mutually_exclusive_group(required=True)
-    engine.add_argument("--url", metavar="grpc://HOST:PORT", help="a server that `mssts serve` started, or several")
+    engine.add_argument("--url", metavar="grpc://HOST:PORT", help="a server, or several with commas; grpcs:// for TLS")
     engine.add_argument(
         "--model", type=Path, metavar="PATH", help="an exported model's file or folder, or a checkpoint"
     )
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reconnect", type=float, default=300.0, metavar="S",
         help="seconds for which a lost source or server is tried again (default %(default)s)",
     )  # fmt: skip
+    add_tls(parser)
     parser.add_argument(
         "--raw-video", metavar="WIDTHxHEIGHT[@FPS]", help="stdin is plain RGB frames of this size, without a container"
     )
@@ -78,7 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Streams until the source ends or a signal comes, and prints a summary to stderr."""
     from mssts.segmenters import load
-    from mssts.segmenters.triton.options import ClientOptions
     from mssts.streaming.options import RawFormat, StreamOptions
     from mssts.streaming.running import run_stream
     from mssts.streaming.sources import open_stream_source
@@ -100,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         reconnect=arguments.reconnect,
         raw=raw,
     )
-    target = "grpc://" + arguments.url.removeprefix("grpc://") if arguments.url else arguments.model
-    client = ClientOptions(reconnect=arguments.reconnect, in_flight=arguments.in_flight)
+    target = server_url(arguments.url) if arguments.url else arguments.model
+    client = client_options(arguments, reconnect=arguments.reconnect, in_flight=arguments.in_flight)
     with load(target, runner=arguments.runner, client=client) as segmenter:
         source = open_stream_source(arguments.source, options)
         stream = Stream(source, segmenter, options, _say)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from mssts.categories import CategoryMap, map_by_name, warnings_of
@@ -18,6 +19,7 @@ from mssts.errors import MsstsError
 from mssts.files import reason, write_json
 from mssts.media.sources import VideoSource, open_source
 from mssts.media.video import Frame, Video, has_variable_rate
+from mssts.prediction.clock import StageClock
 from mssts.prediction.overlay import Overlay
 from mssts.prediction.report import PredictReport, VideoReport, VideoResult
 from mssts.prediction.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
@@ -69,28 +71,6 @@ class PredictOptions:
             raise MsstsError(f"the number of videos with pictures must be at least 0, not {self.pictures}")
 
 
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds = {"read": 0.0, "segment": 0.0, "link": 0.0, "render": 0.0}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
-
-    def reading(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """The same frames, with the time that each takes to come counted as `read`."""
-        while True:
-            with self.stage("read"):
-                frame = next(frames, None)
-            if frame is None:
-                return
-            yield frame
-
-
 def predict(
     source: VideoSource | Path | str,
     segmenter: Segmenter,
@@ -101,8 +81,9 @@ def predict(
     """Segments and tracks every video of a source.
 
     Each video goes through the segmenter in the windows that its manifest states, whose instances are linked; a video
-    no longer than a window is one clip. No more than two windows of frames are held at once, however long the video,
-    unless `options.whole_video` asks for all of them.
+    no longer than a window is one clip. However long the video, no more frames are held at once than those of two
+    windows, and of the windows in flight where the segmenter is a server's (`Segmenter.segment_many`), unless
+    `options.whole_video` asks for all of them.
 
     Writes to the folder `out`: `results.json` (a YouTube-VIS submission; `results.zip` too if `options.archive` says
     so), `report.json`, and for the first `options.pictures` videos an overlay `NAME.mp4` and a contact sheet
@@ -187,7 +168,7 @@ def predict_video(
     Raises:
         MsstsError: a frame cannot be read, or a clip was refused.
     """
-    clock = _Clock()
+    clock = StageClock()
     before = segmenter.stage_seconds()
     linker = Linker()
     clips = covered = 0
@@ -195,14 +176,18 @@ def predict_video(
     with _opened(overlay, clock):
         waiting: list[Frame] = []  # of the last window, not drawn yet: the next one may change them
         waiting_start = 0
-        for start, frames in _windows(video, segmenter, options.whole_video, clock):
+        sent: deque[tuple[int, list[Frame]]] = deque()  # windows whose instances are yet to come
+        min_score = _MIN_SCORE_WHOLE_VIDEO if options.whole_video else MIN_SCORE
+        results = segmenter.segment_many(_clips(video, segmenter, options, clock, sent), min_score)
+        while True:
+            with clock.stage("segment"):
+                found = next(results, None)
+            if found is None:
+                break
+            start, frames = sent.popleft()
             if overlay is not None:
                 _draw(overlay, waiting[: start - waiting_start], waiting_start, linker, clock)
                 waiting, waiting_start = frames, start
-            with clock.stage("read"):
-                clip = clip_of(frames, options.transfer)
-            with clock.stage("segment"):
-                found = segmenter.segment(clip, _MIN_SCORE_WHOLE_VIDEO if options.whole_video else MIN_SCORE)
             with clock.stage("link"):
                 linker.add(start, len(frames), found)
             clips += 1
@@ -232,11 +217,28 @@ def predict_video(
     return VideoResult(
         entries=submission_entries(video.id, video.size, tracks, mapped.by_label),
         report=report,
-        stage_seconds=_split(clock.seconds, before, segmenter.stage_seconds()),
+        stage_seconds=clock.split(before, segmenter.stage_seconds()),
     )
 
 
-def _windows(video: Video, segmenter: Segmenter, whole_video: bool, clock: _Clock) -> Iterator[tuple[int, list[Frame]]]:
+def _clips(
+    video: Video,
+    segmenter: Segmenter,
+    options: PredictOptions,
+    clock: StageClock,
+    sent: deque[tuple[int, list[Frame]]],
+) -> Iterator[np.ndarray | list[bytes]]:
+    """The windows of a video as they are sent, each appended to `sent` as well."""
+    for start, frames in _windows(video, segmenter, options.whole_video, clock):
+        sent.append((start, frames))
+        with clock.stage("read"):
+            clip = clip_of(frames, options.transfer)
+        yield clip
+
+
+def _windows(
+    video: Video, segmenter: Segmenter, whole_video: bool, clock: StageClock
+) -> Iterator[tuple[int, list[Frame]]]:
     """The clips of a video, as `mssts.prediction.windowing.windows`."""
     manifest = segmenter.manifest
     frames = clock.reading(video.frames())
@@ -261,7 +263,7 @@ def _all_frames(video: Video, segmenter: Segmenter, frames: Iterator[Frame]) -> 
 
 
 @contextmanager
-def _opened(overlay: Overlay | None, clock: _Clock) -> Iterator[None]:
+def _opened(overlay: Overlay | None, clock: StageClock) -> Iterator[None]:
     """Opens and closes the pictures, and counts the time as `render`."""
     with ExitStack() as stack:
         if overlay is not None:
@@ -272,21 +274,10 @@ def _opened(overlay: Overlay | None, clock: _Clock) -> Iterator[None]:
             stack.close()
 
 
-def _draw(overlay: Overlay, frames: Sequence[Frame], start: int, linker: Linker, clock: _Clock) -> None:
+def _draw(overlay: Overlay, frames: Sequence[Frame], start: int, linker: Linker, clock: StageClock) -> None:
     with clock.stage("render"):
         for t, frame in enumerate(frames, start):
             overlay.add(frame, linker.visible(t))
-
-
-def _split(seconds: dict[str, float], before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """The seconds by stage, with those of `segment` split into the segmenter's own."""
-    inside = {stage: max(after[stage] - before[stage], 0.0) for stage in after}
-    return {
-        "read": seconds["read"],
-        **(inside or {"segment": seconds["segment"]}),
-        "link": seconds["link"],
-        "render": seconds["render"],
-    }
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,9 @@ from mssts.segmenters.preprocessing import decode_frames, engine_input
 
 # How much one clip may hold is a matter of this machine's memory alone; a single frame is still refused as a server
 # would, before anything is allocated for it.
-_LIMITS = replace(LIMITS, frames=sys.maxsize, total_pixels=sys.maxsize, encoded_bytes=sys.maxsize)
+_LIMITS = replace(
+    LIMITS, frames=sys.maxsize, total_pixels=sys.maxsize, encoded_bytes=sys.maxsize, decode_seconds=math.inf
+)
 
 
 class LocalSegmenter(Segmenter):

@@ -8,6 +8,7 @@ Letters: B clips, T frames, H and W of a frame, C its three colours.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -25,6 +26,9 @@ def decode_frames(encoded: Sequence[bytes], limits: Limits = LIMITS) -> np.ndarr
 
     All headers are read and the limits checked before any pixel is decoded, so a decompression bomb costs nothing.
     Damage inside a JPEG that leaves its structure whole cannot be distinguished from an image, and is decoded.
+
+    An image may still be made to decode slowly. Time is looked at before each frame, as a decoder cannot be
+    interrupted, and it is this thread's own, so that a busy machine refuses nobody.
 
     Raises:
         MsstsError: no frame, a corrupt or truncated one, frames of differing sizes, or a clip over `limits`;
@@ -49,7 +53,13 @@ def decode_frames(encoded: Sequence[bytes], limits: Limits = LIMITS) -> np.ndarr
             )
     check_pixels(len(encoded), *sizes[0], limits)
     frames_THWC = np.empty((len(encoded), *sizes[0], 3), np.uint8)
+    start = time.thread_time()
     for index, frame in enumerate(encoded):
+        if time.thread_time() - start > limits.decode_seconds:
+            raise MsstsError(
+                f"{index} of {len(encoded)} frames took more than {limits.decode_seconds:g} s to decode; send fewer or "
+                "smaller frames, or encode them as plain JPEGs"
+            )
         try:
             frames_THWC[index] = decode_image(frame)
         except MsstsError as error:

@@ -3,15 +3,17 @@
 Runs inside Triton.
 
 `preprocess` asks the server how many clips wait for the engine before it decodes another, and refuses the clip at once
-where they are too many. What waits for `preprocess` itself is bounded by that: it is what arrives while one clip is
-decoded. Triton's own limit of a queue (`max_queue_size` of a `default_queue_policy`) is not used. With it the scheduler
-often misses the moment when the model becomes free, and lets it idle for half a second (2.51; the code of 2026 is the
-same).
+where they are too many, or where the engine is too slow for them. What waits for `preprocess` itself is bounded by
+that: it is what arrives while one clip is decoded.
+
+Triton's own limit of a queue (`max_queue_size` of a `default_queue_policy`) is not used. With it the scheduler often
+misses the moment when the model becomes free, and lets it idle for half a second (2.51; the code of 2026 is the same).
 """
 
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import re
 import time
@@ -21,10 +23,14 @@ from mssts.errors import MsstsError
 
 METRICS_ADDRESS = "MSSTS_METRICS_ADDRESS"  # the environment variable; host:port
 STOPPING_FILE = "MSSTS_STOPPING_FILE"  # the environment variable; while that file is there, no clip is let in
+CLIP_SECONDS = "mssts_engine_clip_seconds"  # the engine's metric of what its last clip took
 _DEFAULT_METRICS = "127.0.0.1:8002"  # Triton's own default
 _SECONDS = 1.0  # that the server may take to say
 _WAITING = re.compile(rb'^nv_inference_pending_request_count\{model="engine".*?\} (\d+)', re.MULTILINE)
+_COMPUTES = re.compile(rb"^" + CLIP_SECONDS.encode() + rb"\S* (\S+)", re.MULTILINE)
 _STAMPS = 2**31
+# Of the time that the engine took for the clip before: what waits for a single clip is computed, however slow it was.
+_PATIENCE = 1.25
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,22 @@ class QueueLimits:
 
     Attributes:
         clips: that wait, beside the one being computed.
-        seconds: that one waits at most, without limit if 0.
+        seconds: that one waits at most, without limit if 0. A clip that waited for no more than one other is computed
+            even so: a slow engine would idle otherwise.
     """
 
     clips: int = 2
-    seconds: float = 30.0
+    seconds: float = 1.0
 
     def __post_init__(self) -> None:
         if self.clips < 1:
             raise MsstsError(f"the queue must hold at least 1 clip, not {self.clips}")
         if not 0 <= self.seconds <= 86400:
             raise MsstsError(f"a clip may wait from 0 (no limit) to 86400 seconds, not {self.seconds:g}")
+
+    def patience(self, clip_seconds: float) -> float:
+        """Seconds that a clip may wait for an engine of so many seconds a clip."""
+        return max(self.seconds, _PATIENCE * clip_seconds) if self.seconds else math.inf
 
 
 class Refused(MsstsError):
@@ -79,7 +90,7 @@ class Admission:
             Why the server does not say, None where it does.
 
         Raises:
-            Refused: as many wait as may, or the server is about to stop.
+            Refused: as many wait as may, or so many that this one would wait too long, or the server is about to stop.
         """
         if self._stopping_file and os.path.exists(self._stopping_file):  # noqa: PTH110  (for every clip)
             raise Refused("the server is stopping; send the clip to another, or again later")
@@ -92,8 +103,17 @@ class Admission:
         found = _WAITING.search(page)
         if found is None:
             return f"the metrics at {self._address} do not say how many requests wait for the engine"
-        if int(found[1]) >= self._limits.clips:
-            raise Refused(f"the server is full: {int(found[1])} clips wait for the engine; send this one again later")
+        waiting = int(found[1])
+        if waiting >= self._limits.clips:
+            raise Refused(f"the server is full: {waiting} clips wait for the engine; send this one again later")
+        computes = _COMPUTES.search(page)
+        clip_seconds = float(computes[1]) if computes else 0.0
+        # Half of the clip that is computed now is left on average.
+        if waiting and (waiting + 0.5) * clip_seconds > self._limits.patience(clip_seconds):
+            raise Refused(
+                f"the server is full: {waiting} waits for the engine, which takes {clip_seconds:.1f} s a clip; send "
+                "this one again later"
+            )
         return None
 
 
@@ -102,15 +122,21 @@ def stamp() -> int:
     return time.monotonic_ns() // 1_000_000 % _STAMPS
 
 
-def check_age(arrived_ms: int, limits: QueueLimits) -> None:
+def check_age(arrived_ms: int, limits: QueueLimits, clip_seconds: float = 0.0) -> None:
     """Checks how long a clip has waited since its `stamp`.
+
+    Args:
+        arrived_ms: the stamp.
+        limits: the limit.
+        clip_seconds: what the engine took for the clip before.
 
     Raises:
         Refused: longer than the limit.
     """
     seconds = (stamp() - arrived_ms) % _STAMPS / 1000
-    if limits.seconds and seconds > limits.seconds:
+    limit = limits.patience(clip_seconds)
+    if seconds > limit:
         raise Refused(
             f"the server is too slow for its queue: the clip waited {seconds:.1f} s for the engine, over the limit of "
-            f"{limits.seconds:g} s; send it again later"
+            f"{limit:.3g} s; send it again later"
         )

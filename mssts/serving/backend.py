@@ -58,18 +58,15 @@ def queue_limits(parameters: Mapping[str, str]) -> QueueLimits:
     )
 
 
-class Counter:
-    """A counter of the model's own on the server's metrics page."""
+class _Metric:
+    """A metric of the model's own on the server's metrics page."""
 
     def __init__(self, name: str, meaning: str) -> None:
         import triton_python_backend_utils as pb_utils
 
-        self._family = pb_utils.MetricFamily(name=name, description=meaning, kind=pb_utils.MetricFamily.COUNTER)
+        kind = getattr(pb_utils.MetricFamily, type(self).__name__.upper())
+        self._family = pb_utils.MetricFamily(name=name, description=meaning, kind=kind)
         self._metric = self._family.Metric(labels={})
-
-    def increment(self) -> None:
-        """Adds one."""
-        self._metric.increment(1)
 
     def close(self) -> None:
         """Takes it off the page.
@@ -77,6 +74,22 @@ class Counter:
         Left to the end of the process, it would end that by a segmentation fault.
         """
         del self._metric, self._family
+
+
+class Counter(_Metric):
+    """A metric that counts."""
+
+    def increment(self) -> None:
+        """Adds one."""
+        self._metric.increment(1)
+
+
+class Gauge(_Metric):
+    """A metric that has a value."""
+
+    def set(self, value: float) -> None:
+        """Changes it."""
+        self._metric.set(value)
 
 
 def log_warning(message: str) -> None:

@@ -33,6 +33,7 @@ from mssts.serving.processes import fault_of, stubs_of
 _STOP_SECONDS = 15.0
 _LEAST_STOP_SECONDS = 3.0  # Triton looks once a second whether its models are unloaded
 _POLL_SECONDS = 0.05
+_PING_MS = 50  # half of the least that a client may set (`ClientOptions.keepalive`)
 
 # Runs `tritonserver` in the place of this interpreter, after asking the kernel to end it when its parent dies, however
 # that happens. In a program of its own because subprocess's preexec_fn is unsafe beside gRPC's threads.
@@ -286,6 +287,8 @@ class TritonServer:
             "--exit-timeout-secs=10",
             # Each pooled request object keeps the memory of the largest clip it has held (8 by default).
             "--grpc-infer-allocation-pool-size=1",
+            # Clients with a clip here ask for signs of life; the default allows two in five minutes.
+            f"--grpc-http2-min-recv-ping-interval-without-data={_PING_MS}",
             f"--grpc-address={self._host}",
             f"--grpc-port={ports['gRPC']}",
             f"--http-address={self._http_host}",

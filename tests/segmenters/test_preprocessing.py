@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 import zlib
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -126,6 +128,17 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     scan = encoded.rindex(b"\xff\xda")
     with pytest.raises(MsstsError, match="scans"):
         decode_frames([encoded[:-2] + encoded[scan:-2] * 200 + encoded[-2:]])
+
+
+def test_time_to_decode_is_limited() -> None:
+    """Many scans, which carry no bits, make a small file slow to decode."""
+    encoded = encode(picture(1080, 1920), ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    scan = encoded.rindex(b"\xff\xda")
+    slow = encoded[:-2] + encoded[scan:-2] * 80 + encoded[-2:]
+    start = time.thread_time()
+    with pytest.raises(MsstsError, match=r"\d of 16 frames took more than 0\.05 s to decode; send fewer"):
+        decode_frames([slow] * 16, replace(LIMITS, decode_seconds=0.05))
+    assert time.thread_time() - start < 2  # one frame more at most
 
 
 def test_limits_are_named() -> None:

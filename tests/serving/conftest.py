@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.certificates import write_certificates
 from support.serving import Served, start_serve
 from support.toy_engine import write_toy_engine
 
@@ -38,6 +39,11 @@ def local(engine: Path) -> Iterator[LocalSegmenter]:
     segmenter = LocalSegmenter(engine, threads=1)
     yield segmenter
     segmenter.close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

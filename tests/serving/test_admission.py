@@ -14,6 +14,8 @@ from mssts.serving.admission import Admission, QueueLimits, Refused, check_age
 PAGE = """# TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{{model="preprocess",version="1"}} 9
 nv_inference_pending_request_count{{model="engine",version="1"}} {waiting}
+# TYPE mssts_engine_clip_seconds gauge
+mssts_engine_clip_seconds {seconds}
 """
 
 
@@ -46,12 +48,37 @@ def page() -> Iterator[dict[str, str]]:
 def test_clips_pass_while_fewer_than_the_limit_wait(page: dict[str, str]) -> None:
     gate = Admission(QueueLimits(clips=2), page["address"])
     for waiting in (0, 1, 0):
-        page["text"] = PAGE.format(waiting=waiting)
+        page["text"] = PAGE.format(waiting=waiting, seconds=0.1)
         assert gate.check() is None
     for waiting in (2, 3):
-        page["text"] = PAGE.format(waiting=waiting)
+        page["text"] = PAGE.format(waiting=waiting, seconds=0.1)
         with pytest.raises(Refused, match=f"the server is full: {waiting} clips wait"):
             gate.check()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "let_in"),
+    [(0.1, 1.0, 3), (0.5, 1.0, 2), (0.6, 1.0, 2), (0.7, 1.0, 1), (5.0, 1.0, 1), (5.0, 8.0, 2), (5.0, 0.0, 3)],
+)
+def test_fewer_may_wait_for_a_slow_engine(page: dict[str, str], seconds: float, limit: float, let_in: int) -> None:
+    gate = Admission(QueueLimits(clips=3, seconds=limit), page["address"])
+    for waiting in range(4):
+        page["text"] = PAGE.format(waiting=waiting, seconds=seconds)
+        if waiting < let_in:
+            assert gate.check() is None
+        else:
+            with pytest.raises(Refused, match=f"the server is full: {waiting} "):
+                gate.check()
+
+
+def test_what_waited_for_one_clip_is_computed_however_slow_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000]
+    monkeypatch.setattr(admission.time, "monotonic_ns", lambda: now[0] * 1_000_000)
+    arrived = admission.stamp()
+    now[0] += 5_000
+    check_age(arrived, QueueLimits(seconds=1.0), clip_seconds=5.0)
+    with pytest.raises(Refused, match=r"waited 5\.0 s .* over the limit of 3\.75 s"):
+        check_age(arrived, QueueLimits(seconds=1.0), clip_seconds=3.0)
 
 
 def test_a_server_without_metrics_limits_nothing_and_says_why(page: dict[str, str]) -> None:

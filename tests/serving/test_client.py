@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.serving import Served, assert_same, clip_with_rectangles, needs_server
+from support.proxy import SilentProxy
+from support.serving import Served, assert_same, clip_with_rectangles, needs_server, slow_down
 from support.toy_engine import write_toy_engine
 
 import mssts
@@ -68,6 +70,48 @@ def test_a_refused_clip_ends_the_results_in_its_place(server: TritonServer) -> N
 def test_a_local_engine_has_the_same_method(local: LocalSegmenter) -> None:
     for found, clip in zip(local.segment_many(clips(3)), clips(3), strict=True):
         assert_same(found, local.segment(clip))
+
+
+@needs_server
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["threads", "asyncio"])
+def test_a_machine_that_falls_silent_costs_seconds(
+    server: TritonServer, second: TritonServer, local: LocalSegmenter, asynchronous: bool
+) -> None:
+    """Its connections stay open, so TCP alone would wait for a quarter of an hour."""
+    options = ClientOptions(in_flight=4, keepalive=0.5)
+    with SilentProxy(int(server.grpc_url.rpartition(":")[2])) as proxy:
+        urls = f"grpc://127.0.0.1:{proxy.port},{second.grpc_url}"
+
+        def source() -> Iterator[np.ndarray]:
+            for i, clip in enumerate(clips(10)):
+                if i == 4:
+                    proxy.freeze()
+                yield clip
+
+        async def ask() -> list[mssts.Instances]:
+            async with AsyncTritonSegmenter(urls, options) as segmenter:
+                return [found async for found in segmenter.segment_many(source())]
+
+        start = time.monotonic()
+        if asynchronous:
+            results = asyncio.run(ask())
+        else:
+            with mssts.load(urls, client=options) as segmenter:
+                results = list(segmenter.segment_many(source()))
+    assert time.monotonic() - start < 30
+    for found, clip in zip(results, clips(10), strict=True):
+        assert_same(found, local.segment(clip))
+
+
+@needs_server
+def test_signs_of_life_do_not_end_a_long_clip(engine: Path, local: LocalSegmenter) -> None:
+    """Triton's own settings end a connection with the third ping while it computes."""
+    with model_repository(engine, threads=1) as repository:
+        slow_down(repository, 4.5)
+        with TritonServer(repository) as running:
+            options = ClientOptions(timeout=10, reconnect=0, keepalive=1)
+            with mssts.load(running.grpc_url, client=options) as segmenter:
+                assert_same(segmenter.segment(clips(1)[0]), local.segment(clips(1)[0]))
 
 
 @needs_server

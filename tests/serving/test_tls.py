@@ -5,49 +5,23 @@ The address on which a server may listen.
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import pytest
+from support.certificates import needs_openssl, options_with
 from support.serving import Served, assert_same, clip_with_rectangles, needs_server, start_serve
 
 import mssts
 from mssts.cli import main
 from mssts.errors import MsstsError
 from mssts.segmenters.local import LocalSegmenter
-from mssts.segmenters.triton import AsyncTritonSegmenter, ClientOptions
+from mssts.segmenters.triton import AsyncTritonSegmenter
 
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two authorities, and certificates of the first."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    for authority in ("ca", "other"):
-        openssl(
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={authority}",
-            "-keyout", f"{authority}.key", "-out", f"{authority}.crt",
-        )  # fmt: skip
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    for name in ("server", "client"):
-        openssl(
-            "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key",
-            "-out", f"{name}.csr",
-        )  # fmt: skip
-        openssl(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-            "-days", "2", "-extfile", "names", "-out", f"{name}.crt",
-        )  # fmt: skip
-    return folder
+_TLS_FILES = {"authority": "ca.crt", "certificate": "client.crt", "key": "client.key"}
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +33,6 @@ def served(engine: Path, certificates: Path) -> Iterator[Served]:
     running.end()
 
 
-def options_with(certificates: Path, authority: str = "ca", client: str | None = "client") -> ClientOptions:
-    return ClientOptions(
-        root_certificates=certificates / f"{authority}.crt",
-        certificate=certificates / f"{client}.crt" if client else None,
-        key=certificates / f"{client}.key" if client else None,
-    )
-
-
 @needs_server
 @needs_openssl
 def test_a_client_with_a_certificate_is_served(served: Served, certificates: Path, local: LocalSegmenter) -> None:
@@ -74,6 +40,27 @@ def test_a_client_with_a_certificate_is_served(served: Served, certificates: Pat
     clip = clip_with_rectangles()
     with mssts.load(served.grpc, client=options_with(certificates)) as segmenter:
         assert_same(segmenter.segment(clip), local.segment(clip))
+
+
+@needs_server
+@needs_openssl
+def test_commands_with_a_certificate(served: Served, engine: Path, certificates: Path, tmp_path: Path) -> None:
+    for t in range(9):
+        cv2.imwrite(str(tmp_path / f"{t}.png"), clip_with_rectangles()[t % 3, ..., ::-1])
+    paths = [f"--tls-{name}={certificates / file}" for name, file in _TLS_FILES.items()]
+    for out, engine_options in (("served", ["--url", served.grpc, *paths]), ("local", ["--model", str(engine)])):
+        assert main(["predict", str(tmp_path), *engine_options, "--out", str(tmp_path / out), "--pictures", "0"]) == 0
+    assert (tmp_path / "served" / "results.json").read_bytes() == (tmp_path / "local" / "results.json").read_bytes()
+    short = ["--seconds", "1", "--concurrency", "1", "--size", "96x128"]
+    assert main(["bench", "load", "--url", served.grpc, *short, *paths]) == 0
+
+
+@pytest.mark.parametrize("name", _TLS_FILES)
+def test_certificates_without_a_server_are_refused(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["predict", str(tmp_path), "--model", str(engine), f"--tls-{name}", "file"]) == 2
+    assert f"--tls-{name} is for a server; give its --url" in capsys.readouterr().err
 
 
 @needs_server

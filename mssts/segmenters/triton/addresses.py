@@ -44,6 +44,11 @@ class Address:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 2000),
             ("grpc.max_reconnect_backoff_ms", 500),
+            # A server may compute for long without a word, so any number of pings is sent while it has clips.
+            ("grpc.keepalive_time_ms", round(1000 * options.keepalive)),
+            ("grpc.keepalive_timeout_ms", round(1000 * options.keepalive)),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.http2.ping_timeout_ms", round(1000 * options.keepalive)),  # 60 s would go before keepalive's own
         ]
         if self.is_loopback:  # gRPC would send even these to the proxy of the environment
             channel.append(("grpc.enable_http_proxy", 0))

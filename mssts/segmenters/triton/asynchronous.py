@@ -146,10 +146,10 @@ class AsyncTritonSegmenter:
                 raise connect_error(server.address, failure_of(error)) from None
         return stage_times(answers)
 
-    async def _learn(self, server: Server) -> None:
+    async def _learn(self, server: Server, seconds: float = CONNECT_SECONDS) -> None:
         from mssts.segmenters.triton.messages import check_same_engine, read_manifest, takes_resized
 
-        answer = await server.client.get_model_config(contract.ENSEMBLE, client_timeout=CONNECT_SECONDS)
+        answer = await server.client.get_model_config(contract.ENSEMBLE, client_timeout=seconds)
         manifest = read_manifest(answer, server.address)
         self._manifest = self._manifest or manifest
         check_same_engine(manifest, self._manifest, server.address)
@@ -165,7 +165,7 @@ class AsyncTritonSegmenter:
                 continue
             try:
                 if not server.is_known:
-                    await self._learn(server)
+                    await self._learn(server, min(self._options.keepalive, attempts.remaining))
                 result = await server.client.infer(contract.ENSEMBLE, inputs, client_timeout=attempts.remaining)
             except self._exception as error:
                 failure = failure_of(error)

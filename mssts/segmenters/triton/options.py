@@ -16,6 +16,9 @@ class ClientOptions:
         timeout: seconds a clip may take, everything included: transfer, the server's queue, pauses before the clip is
             sent again.
         reconnect: seconds during which no server may answer, as while it is restarted, before a clip fails.
+        keepalive: seconds without a word from a server that has clips, after which it must give a sign of life, and
+            seconds that it has for that. The machine behind an open connection may be dead. Servers with Triton's own
+            settings tolerate two such questions within five minutes; `mssts serve` tolerates any.
         in_flight: clips that `segment_many` sends at once, two a server if None.
         root_certificates: PEM file of the authority that signed the server's certificate, the system's if None. Only
             for `grpcs://`, as the next two.
@@ -31,6 +34,7 @@ class ClientOptions:
 
     timeout: float = 300.0
     reconnect: float = 60.0
+    keepalive: float = 5.0
     in_flight: int | None = None
     root_certificates: Path | str | None = None
     certificate: Path | str | None = None
@@ -42,6 +46,8 @@ class ClientOptions:
     def __post_init__(self) -> None:
         if self.timeout <= 0 or self.reconnect < 0:
             raise MsstsError(f"a clip's timeout must be above 0 s, not {self.timeout:g}, and reconnect at least 0 s")
+        if not 0.1 <= self.keepalive <= 3600:
+            raise MsstsError(f"keepalive must be from 0.1 to 3600 s, not {self.keepalive:g}")
         if self.in_flight is not None and self.in_flight < 1:
             raise MsstsError(f"at least 1 clip must be in flight, not {self.in_flight}")
         if (self.certificate is None) != (self.key is None):

@@ -191,11 +191,11 @@ class TritonSegmenter(Segmenter):
         if self._manifest is None:
             raise errors[0]
 
-    def _learn(self, server: Server) -> None:
+    def _learn(self, server: Server, seconds: float = CONNECT_SECONDS) -> None:
         """Reads a server's manifest, which must be that of the others."""
         from mssts.segmenters.triton.messages import check_same_engine, read_manifest, takes_resized
 
-        answer = server.client.get_model_config(contract.ENSEMBLE, client_timeout=CONNECT_SECONDS)
+        answer = server.client.get_model_config(contract.ENSEMBLE, client_timeout=seconds)
         manifest = read_manifest(answer, server.address)
         with self._lock:
             if self._manifest is None:
@@ -214,7 +214,7 @@ class TritonSegmenter(Segmenter):
                 continue
             try:
                 if not server.is_known:
-                    self._learn(server)
+                    self._learn(server, min(self._options.keepalive, attempts.remaining))
                 for region in shared:
                     region.register(server)
                 result = server.client.infer(contract.ENSEMBLE, inputs, client_timeout=attempts.remaining)

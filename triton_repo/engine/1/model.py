@@ -1,12 +1,13 @@
 """The engine: frames → scores, labels, boxes and mask logits."""
 
+import time
 from pathlib import Path
 
 from mssts import contract
 from mssts.manifest import FixedShape
 from mssts.runners import load_runner
-from mssts.serving.admission import Refused, check_age
-from mssts.serving.backend import Counter, answer, check_numpy, manifest_of, model_parameters, queue_limits
+from mssts.serving.admission import CLIP_SECONDS, Refused, check_age
+from mssts.serving.backend import Counter, Gauge, answer, check_numpy, manifest_of, model_parameters, queue_limits
 
 
 class TritonPythonModel:
@@ -15,6 +16,8 @@ class TritonPythonModel:
         parameters = model_parameters(args)
         self.limits = queue_limits(parameters)
         self.refused = Counter("mssts_clips_refused_late", "Clips refused because they waited too long for the engine")
+        self.clip_seconds = 0.0
+        self.took = Gauge(CLIP_SECONDS, "Seconds that the engine took for its last clip")
         path = Path(args["model_repository"], args["model_version"], manifest_of(parameters).artefact)
         # `mssts serve` places a link here; errors shall name the user's file.
         threads = int(parameters["threads"]) if "threads" in parameters else None
@@ -29,12 +32,15 @@ class TritonPythonModel:
     def infer(self, inputs):
         if contract.ARRIVED.name in inputs:
             self.check_age(int(inputs[contract.ARRIVED.name][0]))
+        start = time.monotonic()
         output = self.runner.infer(inputs[contract.FRAMES.name], inputs[contract.SIZES.name])
+        self.clip_seconds = time.monotonic() - start
+        self.took.set(self.clip_seconds)
         return {spec.name: getattr(output, spec.name) for spec in contract.ENGINE_OUTPUTS}
 
     def check_age(self, arrived_ms):
         try:
-            check_age(arrived_ms, self.limits)
+            check_age(arrived_ms, self.limits, self.clip_seconds)
         except Refused:
             self.refused.increment()
             raise
@@ -45,4 +51,5 @@ class TritonPythonModel:
 
     def finalize(self):
         self.refused.close()
+        self.took.close()
         self.runner.close()
