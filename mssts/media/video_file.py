@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 
 from mssts.errors import MsstsError
-from mssts.media.display import displayed
+from mssts.media.display import Display
 from mssts.media.film import find_film, open_container
 from mssts.media.images import size_text
 from mssts.media.video import Frame, Video, gaps_in
@@ -119,12 +119,13 @@ class _Film:
         """
         first_size: tuple[int, int] | None = None
         clock = _Clock(self._time_base)
+        display = Display(self._aspect, str(self._path))
         times: list[float] = []
         damaged: list[int] = []
         reading = _Reading()
         index = -1
         for index, (frame, transfer) in enumerate(self._decoded(reading)):
-            rgb_HWC = displayed(frame, transfer, self._aspect, str(self._path))
+            rgb_HWC = display.pixels(frame, transfer)
             size = (rgb_HWC.shape[0], rgb_HWC.shape[1])
             first_size = first_size or size
             if size != first_size:

@@ -21,7 +21,7 @@ import av.error
 import numpy as np
 
 from mssts.errors import MsstsError
-from mssts.media.display import displayed
+from mssts.media.display import Display
 from mssts.media.video import Frame
 from mssts.streaming.options import StreamOptions
 from mssts.streaming.source_clock import SourceClock
@@ -81,7 +81,7 @@ class Connection:
         Raises:
             av.FFmpegError, OSError: nothing came in time, or the connection broke.
         """
-        aspect = Fraction(self._stream.sample_aspect_ratio or 1)
+        display = Display(Fraction(self._stream.sample_aspect_ratio or 1), self._name)
         context = self._stream.codec_context
         for packet in self._container.demux(self._stream):
             try:
@@ -92,7 +92,7 @@ class Connection:
                 assert isinstance(frame, av.VideoFrame)
                 shown = frame.pts if frame.pts is not None else frame.dts
                 base = frame.time_base or self._stream.time_base
-                rgb_HWC = displayed(frame, context.color_trc, aspect, self._name)
+                rgb_HWC = display.pixels(frame, context.color_trc)
                 yield rgb_HWC, None if shown is None or not base else float(shown * base)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -280,3 +281,20 @@ def test_a_fragmented_file_that_broke_off_says_what_is_missing(tmp_path: Path) -
     video = only(path)
     assert len(levels(video)) == 13
     assert video.notes == ["cut off: 13 of the 20 frames that the container claims are there"]
+
+
+def test_decoded_frames_are_freed_at_once(tmp_path: Path) -> None:
+    """Not when Python next looks for cycles.
+
+    By then, those of a large video would fill the memory.
+    """
+    path = write_video(tmp_path / "scene.mp4", [np.full((48, 64, 3), t, np.uint8) for t in range(60)])
+    frames = open_source(path).videos[0].frames()
+    gc.disable()
+    try:
+        for _ in range(50):
+            next(frames)
+        held = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert held < 20  # what the decoder's threads hold
