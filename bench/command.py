@@ -12,6 +12,7 @@ from importlib import import_module
 HELP = "measure engines, kernels, servers and accuracy; render and compare what was measured"
 
 BENCHMARKS = {
+    "ablation": "mssts.bench.ablation.command",
     "ap": "mssts.bench.ap.command",
     "compare": "mssts.bench.compare",
     "fps": "mssts.bench.fps.command",

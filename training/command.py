@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mssts.model.config import Preset
     from mssts.training.config import TrainConfig
 
 from mssts.commands.options import add_exif
+
+# The fields of `mssts.model.config.Switches`, which is not imported here because that takes long.
+_SWITCHES = ("intra-scale", "inter-scale", "temporal-decoder", "discriminator")
 
 HELP = "train a preset on YouTube-VIS videos, on COCO images, or on both"
 
@@ -57,7 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--absent-boxes", action="store_true",
         help="train an empty box where an instance is absent, as the released code does (default: no box there)",
     )  # fmt: skip
+    parser.add_argument(
+        "--switches", nargs="*", metavar="NAME", choices=_SWITCHES,
+        help=f"which of the paper's parts the model has, none of them for the baseline (default: the preset's; "
+        f"{', '.join(_SWITCHES)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--val", type=Path, metavar="FILE",
+        help="held-out videos, in either format: AP after each epoch, and the best checkpoint as best.safetensors",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, metavar="N", help="cores that a process computes on (default: torch's)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data (default: none of their own)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     parser.add_argument("--no-amp", action="store_true", help="no bfloat16 arithmetic")
@@ -72,6 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-untyped-def]
+    import torch
+
     from mssts.errors import MsstsError
     from mssts.model.checkpoint import initialise, load_checkpoint
     from mssts.model.config import preset
@@ -80,12 +96,17 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
     from mssts.training.distributed import rank, restarted
     from mssts.training.sources import training_data
     from mssts.training.trainer import MODEL_FILE, STATE_FILE, Trainer
+    from mssts.training.validation import BEST_FILE, Validation
 
     def say(line: str) -> None:
         if rank() == 0:
             print(line)
 
-    chosen = preset(arguments.preset)
+    chosen = _switched(preset(arguments.preset), arguments.switches)
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise MsstsError(f"--threads is {arguments.threads}; expected at least 1")
+        torch.set_num_threads(arguments.threads)
     config = _configured(arguments, recipe(chosen.name, arguments.stage))
     # A job that `torchrun --max-restarts` has started again goes on from what it saved, if it came to that.
     resume = arguments.resume or (restarted() and (arguments.out / STATE_FILE).exists())
@@ -98,6 +119,7 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
     data = training_data(config, arguments.seed, arguments.data, arguments.coco, arguments.coco_images, arguments.exif)
     say(data.summary)
     chosen = chosen.with_classes(len(data.categories))
+    validation = Validation(arguments.val, data.categories, arguments.out) if arguments.val is not None else None
     trainer = Trainer(
         chosen,
         config,
@@ -108,6 +130,7 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
         arguments.seed,
         arguments.workers,
         amp=not arguments.no_amp and _has_fast_bfloat16(device),
+        validation=validation,
     )
     if resume:
         trainer.resume()
@@ -126,7 +149,22 @@ def _train(arguments: argparse.Namespace, device) -> int:  # type: ignore[no-unt
         trainer.averaged.load_state_dict(trainer.model.state_dict())
     trainer.train()
     say(f"wrote {arguments.out / MODEL_FILE} after {trainer.step} steps")
+    if validation is not None and validation.best is not None:
+        epoch, ap = validation.best
+        say(f"best AP {ap:.3f} after epoch {epoch}: {arguments.out / BEST_FILE}")
     return 0
+
+
+def _switched(chosen: Preset, switches: list[str] | None) -> Preset:
+    """The preset with these parts of the paper on and the others off, itself if None."""
+    from dataclasses import replace
+
+    from mssts.model.config import BASELINE
+
+    if switches is None:
+        return chosen
+    on = replace(BASELINE, **{name.replace("-", "_"): True for name in switches})
+    return replace(chosen, model=replace(chosen.model, switches=on))
 
 
 def _configured(arguments: argparse.Namespace, config: TrainConfig) -> TrainConfig:

@@ -52,5 +52,9 @@ class MetricLog:
             writer.writerow(["step", *self._names])
         writer.writerow([step, *(f"{metrics[name]:.6g}" if name in metrics else "" for name in self._names)])
         self._file.flush()
+        self.board(metrics, step)
+
+    def board(self, metrics: dict[str, float], step: int) -> None:
+        """Shows metrics in TensorBoard alone."""
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)

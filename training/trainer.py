@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mssts.categories import difference
 from mssts.data.clips import ClipSource
@@ -39,8 +38,10 @@ from mssts.training.distributed import (
     world_size,
 )
 from mssts.training.metric_log import MetricLog
+from mssts.training.progress import Progress
 from mssts.training.recomputation import recompute_activations
 from mssts.training.step import StepOutput, TrainingStep
+from mssts.training.validation import Validation
 
 STATE_FILE = "training_state.pt"
 MODEL_FILE = "model.safetensors"
@@ -67,10 +68,12 @@ class Trainer:
         seed: int,
         workers: int = 0,
         amp: bool = True,
+        validation: Validation | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.preset, self.config, self.clips, self.categories = preset, config, clips, tuple(categories)
         self.out, self.device, self.seed, self.workers, self.amp = out, device, seed, workers, amp
+        self.validation = validation
         self.model = MSSTSVIS(preset.model).to(device)
         synchronise_batch_norm(self.model, device)
         for name, parameter in self.model.named_parameters():
@@ -117,8 +120,10 @@ class Trainer:
                 for torn in self.out.glob(pattern):
                     torn.unlink()
             write_json(self.out / "run.json", self.describe())
+        if self.validation is not None:
+            self.validation.start(self.epoch)
         metric_log = MetricLog(self.out, self.step) if rank() == 0 else nullcontext()
-        with metric_log as log, self._bar(progress) as bar:
+        with metric_log as log, Progress(self.step, self.total_steps, progress and rank() == 0) as bar:
             while self.epoch < self.config.epochs:
                 started = time.perf_counter()
                 for batch in self._batches():
@@ -128,8 +133,7 @@ class Trainer:
                     started = time.perf_counter()
                     if log is not None:
                         log.write(self.step, metrics)
-                    bar.update()
-                    bar.set_postfix(loss=f"{metrics['loss']:.2f}", epoch=self.epoch, refresh=False)
+                    bar.update(metrics["loss"], self.epoch)
                     if not math.isfinite(metrics["loss"]):
                         raise MsstsError(
                             f"step {self.step}: the loss is not finite; resume from {self.out} with a lower "
@@ -137,17 +141,28 @@ class Trainer:
                         )
                     if self.step % self.config.save_every == 0:
                         self.save()
+                if self.validation is not None:
+                    self._validate(self.validation, log, bar)
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
             self.save()
+
+    def _validate(self, validation: Validation, log: MetricLog | None, bar: Progress) -> None:
+        """Scores the checkpoint of the epoch that ends.
+
+        The state is saved first, so that a run that is killed meanwhile scores again when it is resumed.
+        """
+        self.save()
+        with torch.random.fork_rng(self._gpus):  # building a model draws numbers
+            metrics = validation.score(self.epoch + 1, self.step, self._write_checkpoint)
+        if log is not None and metrics is not None:
+            log.board(
+                {f"val/{name}": getattr(metrics, name) for name in ("ap", "ap50", "ap75", "ar1", "ar10")}, self.step
+            )
+            bar.say(validation.line())
 
     def _batches(self) -> Iterator[Batch]:
         share = rank(), world_size()
         return batches(self.clips, self.config.batch, self.seed, self.epoch, self.step_in_epoch, self.workers, share)
-
-    def _bar(self, progress: bool) -> tqdm[Any]:
-        return tqdm(
-            total=self.total_steps, initial=self.step, unit="step", disable=None if progress and rank() == 0 else True
-        )
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step of the model and of the discriminator, on this process' share.
@@ -236,6 +251,7 @@ class Trainer:
             "batch": self.config.batch,
             "accumulate": self.config.accumulate,
             "categories": [[category.id, category.name] for category in self.categories],
+            "switches": dataclasses.asdict(self.preset.model.switches),
             "processes": world_size(),
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
@@ -248,8 +264,11 @@ class Trainer:
             state |= self.adversary.state_dict()
         with atomic_path(self.out / STATE_FILE) as temporary:
             torch.save(state, temporary)
+        self._write_checkpoint(self.out / MODEL_FILE)
+
+    def _write_checkpoint(self, path: Path) -> None:
         dtype = torch.float16 if self.config.half_storage else torch.float32
-        save_checkpoint(self.out / MODEL_FILE, self.weights(), self.preset, self.categories, dtype)
+        save_checkpoint(path, self.weights(), self.preset, self.categories, dtype)
 
     def resume(self) -> None:
         """Goes on where the run folder's last saved state stopped.
@@ -272,6 +291,11 @@ class Trainer:
                 raise MsstsError(
                     f"{path}: was trained with {key} {state.get(key)}, not {value}; pass --{key} {state.get(key)}"
                 )
+        switches = dataclasses.asdict(self.preset.model.switches)
+        trained = state.get("switches", switches)  # a run of a version that did not save them has the preset's
+        if trained != switches:
+            names = " ".join(name.replace("_", "-") for name, on in trained.items() if on)
+            raise MsstsError(f"{path}: was trained with other switches; pass --switches {names}".rstrip())
         if state.get("processes") != world_size():
             raise MsstsError(
                 f"{path}: was trained by {state.get('processes')} processes, not {world_size()}; start as many to go "

@@ -10,11 +10,13 @@ from mssts.model.swin import SwinConfig, SwinTransformer
 
 Backbone = ResNet | SwinTransformer
 
-_RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnext101_32x8d": (Bottleneck32x8d, (3, 4, 23, 3)),
+# The kind of block, the depths of the stages, and the channels of the first.
+_RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], int]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 64),
+    "resnet18_w32": (BasicBlock, (2, 2, 2, 2), 32),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 64),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), 64),
+    "resnext101_32x8d": (Bottleneck32x8d, (3, 4, 23, 3), 64),
 }
 _SWINS: dict[str, SwinConfig] = {
     "swin_t_p4w7": SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), window=7, drop_path=0.2),
@@ -41,5 +43,5 @@ def build_backbone(name: str, norm: str) -> Backbone:
         return SwinTransformer(_SWINS[name])
     if name not in _RESNETS:
         raise MsstsError(f"unknown backbone {name!r}; expected one of: {', '.join(BACKBONES)}")
-    block, depths = _RESNETS[name]
-    return ResNet(block, depths, _NORMS[norm])
+    block, depths, width = _RESNETS[name]
+    return ResNet(block, depths, _NORMS[norm], width)

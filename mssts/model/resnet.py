@@ -104,22 +104,28 @@ def _shortcut(channels_in: int, channels_out: int, stride: int, norm: NormLayer)
 class ResNet(nn.Module):
     """A residual network without its classifier.
 
-    It returns the features of strides 8, 16 and 32.
+    It returns the features of strides 8, 16 and 32. `width` is the channels of the first stage, torchvision's 64.
     """
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, ...], norm: NormLayer) -> None:
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        norm: NormLayer,
+        width: int = 64,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = norm(64)
-        channels_in = 64
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = norm(width)
+        channels_in = width
         for stage, depth in enumerate(depths):
-            channels = 64 << stage
+            channels = width << stage
             blocks = []
             for i in range(depth):
                 blocks.append(block(channels_in, channels, 2 if stage > 0 and i == 0 else 1, norm))
                 channels_in = channels * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.channels = tuple(128 * block.expansion << i for i in range(3))
+        self.channels = tuple(2 * width * block.expansion << i for i in range(3))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
