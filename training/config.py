@@ -44,7 +44,7 @@ class TrainConfig:
     warmup_steps: int = 0
     # Weight of the adversarial term, and the discriminator's share of the learning rate, whose warm-up and drops it
     # follows; without effect where its switch is off.
-    adversarial: float = 0.1
+    adversarial: float = 0.03
     discriminator_factor: float = 1.0
     losses: LossWeights = field(default_factory=LossWeights)
     absent_boxes: bool = False  # train an empty box where an instance is absent, as released; see `Criterion`
@@ -119,7 +119,7 @@ _RECIPES = {
         save_every=250,
     ),
     "mini": TrainConfig(
-        epochs=4,
+        epochs=6,
         batch=4,
         clip_frames=3,
         sampling=Window(),
@@ -128,7 +128,7 @@ _RECIPES = {
         learning_rate=1e-3,
         backbone_factor=1.0,
         frozen=(),
-        lr_drops=(3.4,),
+        lr_drops=(5,),
         warmup_steps=100,
         ema_decay=0.995,
         half_storage=True,

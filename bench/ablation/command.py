@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each on one core (default: %(default)s)")
     parser.add_argument("--preset", default="mini", help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=4, help="of a training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, help="of a training (default: %(default)s)")
     parser.add_argument(
         "--train-videos", type=int, default=1500, metavar="N", help="the first N of the split (default: all 1500)"
     )

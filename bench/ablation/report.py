@@ -41,8 +41,9 @@ def costs(preset_name: str, classes: int) -> dict[str, dict[str, float]]:
         on = {field.name: field.name.replace("_", "-") in switches for field in fields(Switches)}
         model = MSSTSVIS(replace(chosen.model, switches=Switches(**on)))
         counter = FlopCounterMode(display=False)
-        with torch.inference_mode(), counter:
-            Engine(model, chosen.top_k).eval()(clip, sizes)
+        engine = Engine(model, chosen.top_k).eval().requires_grad_(False)
+        with torch.no_grad(), counter:  # in inference mode, the counter looks for gradients that are not there
+            engine(clip, sizes)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         found[name] = {"parameters": parameters, "gflops_per_clip": counter.get_total_flops() / 1e9}
     return found

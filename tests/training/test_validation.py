@@ -71,7 +71,7 @@ def test_the_best_checkpoint_is_kept(shapes, tmp_path, monkeypatch):
 
     def write(path):
         real_save(path)
-        kept.setdefault(run.epoch, load_checkpoint(path).weights)
+        kept[run.epoch] = load_checkpoint(path).weights
 
     monkeypatch.setattr(run, "_write_checkpoint", write)
     run.train(progress=False)
