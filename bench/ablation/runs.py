@@ -22,7 +22,10 @@ _ROW = "row.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs have in common. A finished run counts only if its settings are these."""
+    """Settings that all runs have in common.
+
+    A finished run counts only if its own are the same.
+    """
 
     preset: str
     epochs: int
@@ -121,7 +124,7 @@ def _steps_of(trained: Path) -> int:
 
 
 def _mssts(arguments: list[str], log: Path) -> float:
-    """Runs a command on one core, and returns the seconds of processor time that it took.
+    """Runs a command on one core, and returns the processor time in seconds.
 
     Raises:
         MsstsError: it failed.

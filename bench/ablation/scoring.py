@@ -39,7 +39,9 @@ def scored(ground_truth: Path, results: Path) -> dict[str, Any]:
 
 
 def interrupted_alone(truth: dict[str, Any]) -> dict[str, Any]:
-    """The ground truth of objects that disappear and come back; others are ignored.
+    """The ground truth of objects that disappear and come back.
+
+    Others are ignored.
 
     What is ignored is a crowd in COCO's terms: finding it is neither right nor wrong.
     """

@@ -57,7 +57,7 @@ def box(left: int) -> dict[str, Any]:
 
 
 def test_interrupted_objects_are_scored_apart() -> None:
-    """An object that goes and comes back, found; and one that stays, missed."""
+    """An object that goes and comes back is found, and two others are missed."""
     video = {"id": 1, "height": 8, "width": 20, "length": 3, "file_names": ["0.jpg", "1.jpg", "2.jpg"]}
     tracks = [[box(0), None, box(0)], [box(12)] * 3, [None, box(12), box(12)]]
     truth = {
