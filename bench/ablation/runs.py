@@ -97,7 +97,16 @@ def do_run(folders: Folders, run: Run, settings: Settings, videos: Path) -> dict
     train_seconds = _mssts([*train, *resume], log)
     truth = folders.data(settings.split) / "instances.json"
     predicted = folder / "predicted"
-    predict = ["predict", str(truth), "--model", str(trained / "model.safetensors"), "--pictures", "0"]
+    predict = [
+        "predict",
+        str(truth),
+        "--model",
+        str(trained / "model.safetensors"),
+        "--pictures",
+        "0",
+        "--threads",
+        "1",
+    ]
     predict_seconds = _mssts([*predict, "--out", str(predicted)], log)
     steps = last_losses(trained / "metrics.csv")
     frames = read_json(predicted / "report.json")["frames"]
