@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from mssts.bench.arguments import check_positive, frame_size
 from mssts.bench.records import save_record
-from mssts.bench.scaling.growth import fit_growth
 from mssts.errors import MsstsError
 from mssts.machine import cpu_count
 
@@ -95,6 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _exponents(axis: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    from mssts.bench.scaling.growth import fit_growth
+
     fitted = []
     for figure in ("ms_median", "peak_memory_mb"):
         points = [(row["value"], row[figure]) for row in rows if row[figure]]
