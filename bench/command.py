@@ -20,6 +20,7 @@ BENCHMARKS = {
     "load": "mssts.bench.load",
     "profile": "mssts.bench.profile.command",
     "report": "mssts.bench.report.command",
+    "scaling": "mssts.bench.scaling.command",
     "switches": "mssts.bench.switches",
 }
 

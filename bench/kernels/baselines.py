@@ -120,7 +120,20 @@ def temporal_by_sdpa(inputs: TemporalInputs) -> Tensor:
     return out.unflatten(0, (B, -1)).permute(0, 3, 1, 2, 4).flatten(-2)
 
 
-# Other people's kernels; both exist for CUDA alone, and want locations and weights.
+# Other people's kernels, which want locations and weights. All but the first exist for CUDA alone.
+
+
+def torch_ms_deform_attn(case: Case) -> Prepared:
+    """The kernel of the PyPI package torch-ms-deform-attn, in float32."""
+    return _by_located_kernel(case, _import(_PYPI_PACKAGE).ms_deform_attn)
+
+
+def torch_ms_deform_attn_core(case: Case) -> Prepared:
+    """The kernel of torch-ms-deform-attn alone, locations and weights given."""
+    return _core(case, _import(_PYPI_PACKAGE).ms_deform_attn)
+
+
+_PYPI_PACKAGE = "torch_ms_deform_attn"
 
 
 def deformable_detr(case: Case) -> Prepared:
@@ -136,8 +149,26 @@ def deformable_detr_core(case: Case) -> Prepared:
     return _core(case, _deformable_detr_function(case))
 
 
+def hugging_face(case: Case) -> Prepared:
+    """The build of that extension in Hugging Face's kernels-community.
+
+    The package `kernels` fetches it where it may, or finds it in its cache.
+    """
+    _needs_cuda(case)
+    hub = _import("kernels")
+    try:
+        extension = hub.get_kernel("kernels-community/deformable-detr")
+    except Exception as error:  # no network, no build for this PyTorch, …
+        raise Absent(f"kernels cannot load it: {first_line(error)}") from None
+    return _by_located_kernel(case, _function_of(extension))
+
+
 def _deformable_detr_function(case: Case) -> Callable[..., Tensor]:
-    extension = _import_cuda(case, "MultiScaleDeformableAttention")
+    return _function_of(_import_cuda(case, "MultiScaleDeformableAttention"))
+
+
+def _function_of(extension: Any) -> Callable[..., Tensor]:
+    """An extension's forward and backward pass as one differentiable function."""
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -213,8 +244,16 @@ def _apply_located(
 
 
 def _import_cuda(case: Case, name: str) -> Any:
+    _needs_cuda(case)
+    return _import(name)
+
+
+def _needs_cuda(case: Case) -> None:
     if case.device != "cuda":
         raise Absent("it has CUDA kernels alone")
+
+
+def _import(name: str) -> Any:
     import importlib
 
     try:
