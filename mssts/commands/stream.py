@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,6 @@ def run(arguments: argparse.Namespace) -> int:
         live=arguments.live,
         score_threshold=arguments.score_threshold,
         in_flight=arguments.in_flight,
-        images=arguments.overlay is not None,
         timeout=arguments.timeout,
         reconnect=arguments.reconnect,
         raw=raw,
@@ -105,9 +105,11 @@ def run(arguments: argparse.Namespace) -> int:
     client = client_options(arguments, reconnect=arguments.reconnect, in_flight=arguments.in_flight)
     with load(target, runner=arguments.runner, client=client) as segmenter:
         source = open_stream_source(arguments.source, options)
-        stream = Stream(source, segmenter, options, _say)
+        sinks = _sinks(arguments, source)
+        images = any(sink.needs_images for sink in sinks)
+        stream = Stream(source, segmenter, replace(options, images=images), _say)
         with _stopped_by_signals(stream) as received:
-            run_stream(stream, _sinks(arguments, source), _say)
+            run_stream(stream, sinks, _say)
         _print_summary(stream)
     return 128 + received[0] if received else 0
 
