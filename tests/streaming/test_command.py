@@ -6,11 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from support.media_files import write_video
-from support.streams import picture
+from support.streams import PATIENCE, picture
 from support.toy_engine import write_toy_engine
 
 from mssts.cli import main
@@ -86,8 +87,10 @@ def test_an_interrupt_ends_it_in_good_order(engine: Path, tmp_path: Path) -> Non
     for number in range(12):
         process.stdin.write(picture(number).tobytes())
     process.stdin.flush()
+    deadline = time.monotonic() + PATIENCE
     while not out.exists() or len(out.read_text().splitlines()) < 9:
-        assert process.poll() is None
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGINT

@@ -23,7 +23,7 @@ from mssts.streaming.stream import Stream
 
 SCRIPT = Path(__file__).parents[1] / "support" / "rtsp_server.py"
 RATE, PERIOD, STEP = 12, 24, 4  # as in the script
-CLIP_FRAMES, STRIDE, CLIP_SECONDS = 5, 3, 0.2
+CLIP_FRAMES, STRIDE, CLIP_SECONDS = 5, 4, 0.25
 
 pytestmark = needs_tool("gst-rtsp-server")
 
