@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave the ops' definitions out: only our kernels and plugins run it",
     )
+    parser.add_argument(
+        "--resize-inside",
+        action="store_true",
+        help="frames of any size in: the engine resizes them, which moves that work from the processor to a GPU",
+    )
     parser.add_argument("--top-k", type=int, help="instances the engine keeps (default: the preset's)")
     add_gate(parser, "in PyTorch and of the export")
     add_reuse(parser)
@@ -55,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     if precision == "auto":
         precision, reason = best_precision()
         print(f"exporting in {precision}: {reason}", flush=True)
-    options = ExportOptions(precision, shape, not arguments.no_functions, arguments.top_k)
+    options = ExportOptions(
+        precision, shape, not arguments.no_functions, arguments.top_k, resize=arguments.resize_inside
+    )
     gate = gate_of(arguments)
     if arguments.random_weights:
         if arguments.checkpoint is not None or arguments.preset is None:

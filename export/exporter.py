@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from mssts.export.average_precision import ApGate, Scored
 from mssts.export.existing import source_sha256
 from mssts.export.graph import export_graph
 from mssts.export.options import ExportOptions
-from mssts.export.parity import cases, measure
+from mssts.export.parity import Case, cases, measure
 from mssts.export.reference_runner import ReferenceRunner
+from mssts.export.resizing import check_resizing, put_resizing_before
 from mssts.export.saving import save_model
 from mssts.files import sha256
 from mssts.kernels import library
-from mssts.manifest import Manifest
+from mssts.manifest import FixedShape, InputRule, Manifest
 from mssts.model.checkpoint import Checkpoint, load_checkpoint
 from mssts.model.config import Preset
 from mssts.model.deployment import deployed
@@ -25,6 +27,7 @@ from mssts.model.engine import MEAN, STD, Engine
 from mssts.provenance import commit, provenance
 from mssts.runners.base import Runner
 from mssts.runners.onnx_runtime import OnnxRuntimeRunner
+from mssts.segmenters.preprocessing import input_size
 
 ARTEFACT = "model.onnx"
 
@@ -89,11 +92,18 @@ def export_model(
     with writing(out, ARTEFACT) as draft:
         # Checked with function bodies even if they are not written: they are what the nodes mean.
         graph = export_graph(deployed(engine, options.precision), metadata, replace(options, functions=True))
+        rule = replace(preset.input, in_engine=options.resize)
+        resizing = {}
+        if options.resize:
+            resizing = {"resize_max_difference": check_resizing(rule, options.opset)}
+            put_resizing_before(graph, rule)
         save_model(graph, draft.path)
-        checks, checked_with = _check(engine, draft.path, options, str(out / ARTEFACT))
+        checks, checked_with = _check(engine, draft.path, options, _inputs(options, rule), str(out / ARTEFACT))
+        checks |= resizing
         manifest = replace(
             loaded.manifest(draft.path, top_k=kept),
             precision=options.precision,
+            input=rule,
             shape=options.shape,
             clip_frames=clip_frames,
             clip_overlap=clip_overlap,
@@ -143,7 +153,19 @@ def _hint(options: ExportOptions) -> str:
     return f"Export {chosen}" if chosen else "Score it on more videos"
 
 
-def _check(engine: Engine, path: Path, options: ExportOptions, shown: str) -> tuple[dict[str, object], list[object]]:
+def _inputs(options: ExportOptions, rule: InputRule) -> list[Case]:
+    """What the export is compared on.
+
+    Where it resizes, frames of a size that it leaves as it is: the resizing is compared apart, with OpenCV's.
+    """
+    if not options.resize:
+        return cases(shape=options.shape)
+    return cases(shape=FixedShape(1, 2, *input_size(720, 1280, rule)))
+
+
+def _check(
+    engine: Engine, path: Path, options: ExportOptions, inputs: Sequence[Case], shown: str
+) -> tuple[dict[str, object], list[object]]:
     """Runs the file and closes the gate if it computes something else.
 
     The function bodies are always checked, and our kernels in their place too where they are built. Returns the reports
@@ -156,7 +178,6 @@ def _check(engine: Engine, path: Path, options: ExportOptions, shown: str) -> tu
         runners = {"parity": OnnxRuntimeRunner(path, kernels=False)}
         if not library("onnxruntime").reason:
             runners["parity_with_kernels"] = OnnxRuntimeRunner(path, kernels=True)
-    inputs = cases(shape=options.shape)
     reports: dict[str, object] = {}
     for name, runner in runners.items():
         report = measure(engine, runner, inputs, options.precision)

@@ -24,14 +24,18 @@ class ExportOptions:
         shape: the one input shape the graph takes; None: any.
         functions: whether our ops carry their definition, which every runtime without our kernels needs.
         top_k: instances kept; None: the preset's number.
+        resize: whether the engine resizes the frames itself, which may be of any size.
     """
 
     precision: str = "fp32"
     shape: FixedShape | None = None
     functions: bool = True
     top_k: int | None = None
+    resize: bool = False
 
     def __post_init__(self) -> None:
+        if self.resize and self.shape is not None:
+            raise MsstsError("--resize-inside takes frames of any size, and --shape is one size; leave one of them out")
         if self.precision not in PRECISIONS:
             raise MsstsError(f"--precision is {self.precision!r}; expected one of: {', '.join(PRECISIONS)}")
 

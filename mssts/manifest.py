@@ -31,11 +31,13 @@ class InputRule:
     """The size of frames as engine input.
 
     The short edge is scaled to `short_edge` pixels, less where that would make the long edge exceed `long_edge`. Both
-    sides are then rounded to multiples of `multiple`."""
+    sides are then rounded to multiples of `multiple`. With `in_engine` the engine does that itself, and takes frames of
+    any size."""
 
     short_edge: int
     long_edge: int
     multiple: int = 8
+    in_engine: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Manifest:
                 preset=str(value["preset"]),
                 precision=str(value["precision"]),
                 categories=tuple(Category(int(item["id"]), str(item["name"])) for item in value["categories"]),
-                input=InputRule(**_integers(value["input"])),
+                input=_input_rule(value["input"]),
                 clip_frames=int(value["clip_frames"]),
                 clip_overlap=int(value["clip_overlap"]),
                 top_k=int(value["top_k"]),
@@ -144,6 +146,14 @@ class Manifest:
         folder = Path(folder)
         path = folder / FILE_NAME if folder.is_dir() else folder.parent / FILE_NAME
         return cls.from_json(read_json(path), str(path))
+
+
+def _input_rule(value: dict[str, Any]) -> InputRule:
+    in_engine = value.get("in_engine", False)
+    if not isinstance(in_engine, bool):
+        raise TypeError(f"in_engine is {in_engine!r}")
+    sizes = {name: size for name, size in value.items() if name != "in_engine"}
+    return InputRule(**_integers(sizes), in_engine=in_engine)
 
 
 def _integers(value: dict[str, Any]) -> dict[str, int]:

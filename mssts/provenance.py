@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from mssts.files import sha256
+from mssts.kernels import FILES, folder
 from mssts.machine import machine
+
+# The commit of a copy that came without its .git.
+COMMIT_VARIABLE = "MSSTS_COMMIT"
 
 _PACKAGES = (
     "torch",
@@ -24,10 +30,12 @@ _PACKAGES = (
 
 
 def commit() -> str:
-    """The git commit of this checkout, with `-dirty` if it has changes, or `unknown`."""
+    """The git commit of this checkout, with `-dirty` if it has changes, or `unknown`.
+
+    A copy without .git has that of the variable MSSTS_COMMIT."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return "unknown"
+        return os.environ.get(COMMIT_VARIABLE, "unknown")
     try:
         described = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
@@ -54,3 +62,11 @@ def versions() -> dict[str, str]:
 def provenance() -> dict[str, Any]:
     """`machine`, `versions` and `commit`, to be merged into a report."""
     return {"machine": machine(), "versions": versions(), "commit": commit()}
+
+
+def libraries() -> dict[str, str]:
+    """SHA-256 of each built kernel library, so that a figure of a stale one shows."""
+    place = folder()
+    if place is None:
+        return {}
+    return {name: sha256(place / file) for name, file in FILES.items() if (place / file).is_file()}

@@ -19,6 +19,7 @@ from mssts.errors import MsstsError
 from mssts.model.config import Preset, Switches
 from mssts.runners import RUNNERS
 from mssts.runners.base import Runner
+from mssts.runners.tensorrt_library import first_gpu, tensorrt_module
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,17 @@ def why_not_installed(runner: str) -> str:
 
         if not torch.cuda.is_available():
             return "PyTorch finds no NVIDIA GPU here"
+    if runner == "tensorrt-rtx":
+        return _why_not_rtx()
     return ""
+
+
+def _why_not_rtx() -> str:
+    """The reason why TensorRT-RTX cannot run on the GPU here, which is no reason to build a plan for minutes."""
+    gpu, trt = first_gpu(), tensorrt_module("tensorrt-rtx")
+    if gpu is None or hasattr(trt.ComputeCapability, "SM" + gpu.capability.replace(".", "")):
+        return ""
+    return f"TensorRT-RTX {trt.__version__} knows no compute capability {gpu.capability}, that of the {gpu.name}"
 
 
 def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,10 +35,12 @@ def input_sets(workload: Workload, itemsize: int, device: str) -> int:
     return min(_MOST_SETS, 1 + -(-2 * cache // workload.bytes_moved(itemsize, "forward")))
 
 
-def make_case(workload: Workload, device: str, dtype: str, direction: str, threads: int, seed: int) -> Case:
-    """The case with its inputs."""
+def make_case(
+    workload: Workload, device: str, dtype: str, direction: str, threads: int, seed: int, warm: bool = False
+) -> Case:
+    """The case with its inputs: one set of them if they are to stay in a GPU's cache."""
     case = Case(workload, device, dtype, direction, threads, [])
-    sets = input_sets(workload, case.torch_dtype.itemsize, device)
+    sets = 1 if warm else input_sets(workload, case.torch_dtype.itemsize, device)
     case.inputs.extend(workload.make(case.torch_dtype, device, seed + i) for i in range(sets))
     return case
 
@@ -152,7 +153,7 @@ def _rounds(
 
 
 class _Turns:
-    """Seconds of calls, one by one, after `untimed` others."""
+    """Seconds of calls after `untimed` others: of each on a processor, their mean on a GPU."""
 
     def __init__(self, sets: int, on_gpu: bool) -> None:
         self._sets, self._on_gpu, self._next = sets, on_gpu, 0
@@ -175,16 +176,18 @@ class _Turns:
         return seconds
 
     def _events(self, prepared: Prepared, timed: int) -> list[float]:
-        """Times on the device, which is kept busy until all calls are enqueued."""
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(timed + 1)]
+        """The mean time of a call on the device, which is kept busy until all calls are enqueued.
+
+        One pair of events is around all calls: an event of its own would add 1 to 2 µs to each."""
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         torch.cuda._sleep(_SLEEP_CYCLES)
-        events[0].record()
-        for event in events[1:]:
+        before.record()
+        for _ in range(timed):
             self._call(prepared)
-            event.record()
+        after.record()
         torch.cuda.synchronize()
-        return [1e-3 * before.elapsed_time(after) for before, after in itertools.pairwise(events)]
+        return [1e-3 * before.elapsed_time(after) / timed]
 
 
 def _cuda_memory(case: Case, prepared: Prepared, name: str) -> float | None:

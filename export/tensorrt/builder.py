@@ -118,10 +118,10 @@ def build_engine(model: Artefact | Path, out: Path, options: BuildOptions, gate:
         )
         if not unmeasured:
             draft.describe(manifest)
-            report = _layer_report(build.trt, log, plan)
-            check_report(report, nodes, options.uses_plugins, source.precision)
+            report = _layer_report(build.trt, log, plan, options)
+            others = check_report(report, nodes, options.uses_plugins, source.precision)
             write_json(draft.folder / LAYERS, report)
-            checks["layers"] = {"layers": len(report), "holds": True}
+            checks["layers"] = {"layers": len(report), "holds": True, "in_another_precision": others}
             checks["parity"] = check_parity(build.source, draft.folder, profile, str(out / PLAN))
             if gate is not None:
                 ap_checks, ran = check_ap(build.source, draft.folder, gate, options.uses_plugins)
@@ -263,9 +263,13 @@ def _read_timing_cache(trt: Any, config: Any, options: BuildOptions) -> Any:
     return cache
 
 
-def _layer_report(trt: Any, log: Any, plan: Any) -> list[dict[str, Any]]:
+def _layer_report(trt: Any, log: Any, plan: Any, options: BuildOptions) -> list[dict[str, Any]]:
     """The layer report of the built engine's inspector."""
     runtime = trt.Runtime(log)
+    if options.uses_plugins:
+        load_plugins(runtime.get_plugin_registry())
+    if options.version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan carries its own runtime
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise CheckFailed(f"the built plan cannot be loaded again: {log.last()}; nothing was written")

@@ -82,6 +82,8 @@ def _print(manifest: Manifest, out: Path, verb: str) -> None:
     )
     layers = checks["layers"]
     print(f"  built layers: {layers if isinstance(layers, str) else str(layers['layers']) + ' checked'}")
+    for layer in [] if isinstance(layers, str) else layers.get("in_another_precision", []):
+        print(f"  warning: {layer['name']} reads {layer['input']}, not {manifest.precision}")
     if parity["holds"] is None:
         print(f"  parity: {parity['reason']}")
     else:

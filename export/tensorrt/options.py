@@ -12,6 +12,8 @@ from mssts.runners.tensorrt_library import TARGETS
 
 HARDWARE_COMPATIBILITY = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}
 _SMALLEST_EDGE = 64
+# Frames as videos have them, for engines that resize them: what a plan is tuned for, and the longest side.
+_VIDEO, _LONGEST_VIDEO = (720, 1280), 1920
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,14 @@ class BuildOptions:
                 )
             return Profile(manifest.shape, manifest.shape, manifest.shape)
         rule, T = manifest.input, manifest.clip_frames
+        if rule.in_engine:
+            best = self.best or FixedShape(1, T, *_VIDEO)
+            longest = max(best.height, best.width, _LONGEST_VIDEO)
+            return Profile(
+                self.least or FixedShape(1, 1, min(_SMALLEST_EDGE, best.height), min(_SMALLEST_EDGE, best.width)),
+                best,
+                self.most or FixedShape(best.clips, max(T, best.frames), longest, longest),
+            )
         smallest = min(_SMALLEST_EDGE, rule.short_edge)
         width = min(rule.long_edge, rule.short_edge * 16 // 9) // rule.multiple * rule.multiple
         best = self.best or FixedShape(1, T, rule.short_edge, max(width, rule.short_edge))

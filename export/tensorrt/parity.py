@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mssts.artefact import Artefact
 from mssts.errors import MsstsError
@@ -22,7 +25,16 @@ from mssts.segmenters.preprocessing import input_size
 def fitting_cases(source: Manifest, profile: Profile) -> list[Case]:
     """The export's own cases that fit a profile, else cases of its best shape."""
     found = [case for case in cases(shape=source.shape) if profile.holds(FixedShape(*case.frames_BTHWC.shape[:4]))]
-    return found or cases(shape=profile.best)
+    found = found or cases(shape=profile.best)
+    if not source.input.in_engine:
+        return found
+    # Both resize the frames, and take the valid size after that.
+    fitting = []
+    for case in found:
+        clips, _, height, width, _ = case.frames_BTHWC.shape
+        sizes_B2 = np.array([input_size(height, width, source.input)] * clips, np.int32)
+        fitting.append(replace(case, sizes_B2=sizes_B2))
+    return fitting
 
 
 def check_parity(source: Artefact, plan: Path, profile: Profile, shown: str) -> dict[str, Any]:
@@ -61,7 +73,8 @@ def check_data(source: Manifest, profile: Profile, gate: ApGate) -> None:
     only = profile.best if profile.least == profile.most else None  # smaller clips are padded to it
     for video in open_source(gate.data, gate.exif).videos:
         frames = min(video.length or source.clip_frames, source.clip_frames)
-        clip = FixedShape(1, frames, *input_size(*video.size, source.input, only))
+        size = video.size if source.input.in_engine else input_size(*video.size, source.input, only)
+        clip = FixedShape(1, frames, *size)
         if not (profile.holds(clip) if only is None else frames <= only.frames):
             raise MsstsError(
                 f"{gate.data}: clips of {video.name} are {clip}, outside the plan's shapes {profile.least} to "

@@ -12,6 +12,7 @@ from mssts import kernels
 from mssts.errors import MsstsError
 
 PLAN = "model.plan"
+PLUGINS = ("MSDeformAttn", "SplitTemporalAttn")
 # Target → the modules that may offer it, and how to get one. Both have one API.
 _MODULES = {
     "tensorrt": (("tensorrt",), "pip install 'mssts[gpu]'"),
@@ -65,22 +66,42 @@ def message_log(trt: Any) -> Any:
 
 
 def load_plugins(registry: Any) -> Path:
-    """Loads our plugin library into a plugin registry and returns its file.
+    """Makes our plugins known to this process's TensorRT, and returns their file.
+
+    The library registers them with TensorRT's global registry when it is opened, once a process. A builder and a
+    runtime have a registry each that looks there too, so that one library serves all of them. What a registry's own
+    `load_library` loads is known to that one registry alone.
+
+    Args:
+        registry: of the builder or the runtime that needs the plugins.
 
     Raises:
-        MsstsError: the library is absent, or TensorRT does not take it.
+        MsstsError: the library is absent or made for another TensorRT, or the registry does not find the plugins.
     """
     found = kernels.library("tensorrt")
     if found.path is None or found.reason:
         raise MsstsError(f"the plugin library is missing: {found.reason}")
-    # TensorRT answers with None, or with an exception, where the library was built for another major.
     try:
-        handle = registry.load_library(str(found.path))
-    except Exception as error:
-        raise MsstsError(f"{found.path}: TensorRT cannot load it ({' '.join(str(error).split())})") from None
-    if handle is None:
-        raise MsstsError(f"{found.path}: TensorRT cannot load it; `make plugins` builds it for the installed TensorRT")
+        opened = open_library(found.path)
+    except OSError as error:
+        raise MsstsError(f"{found.path}: cannot be loaded ({' '.join(str(error).split())})") from None
+    known = opened.mssts_register_tensorrt_plugins(None)  # again: TensorRT may have come after the library
+    missing = [op for op in PLUGINS if registry.get_creator(op, "1", "") is None]
+    if not known or missing:
+        built = opened.mssts_tensorrt_build()
+        raise MsstsError(
+            f"{found.path}: TensorRT does not find {', '.join(missing or PLUGINS)} of it, which was built for "
+            f"{built.decode() if built else 'another TensorRT'}; `make plugins` builds it for the installed TensorRT"
+        )
     return found.path
+
+
+def open_library(path: Path) -> Any:
+    """The plugin library, opened. Its plugins are registered by that."""
+    opened = ctypes.CDLL(str(path))
+    opened.mssts_register_tensorrt_plugins.argtypes = [ctypes.c_void_p]
+    opened.mssts_tensorrt_build.restype = ctypes.c_char_p
+    return opened
 
 
 def first_gpu() -> Gpu | None:

@@ -5,7 +5,7 @@ It was not run on a GPU yet: its tests drive it with a stand-in for TensorRT and
 
 from __future__ import annotations
 
-import importlib
+import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ from mssts import contract
 from mssts.artefact import Artefact
 from mssts.errors import MsstsError
 from mssts.runners.base import EngineOutput, Runner
+from mssts.runners.cuda import CudaError, open_cuda
 from mssts.runners.tensorrt_library import first_gpu, load_plugins, message_log, tensorrt_module
 
+_LOG = logging.getLogger(__name__)
 # Shapes whose buffers and CUDA graph are kept; each holds the activations of a clip.
 _KEPT_SHAPES = 2
 
@@ -30,7 +32,7 @@ class _Bound:
 
     context: Any
     host: dict[str, np.ndarray]  # page-locked
-    device: dict[str, Any]
+    device: dict[str, int]  # addresses
     graph: Any = None
 
 
@@ -54,14 +56,18 @@ class TensorRtRunner(Runner):
             raise MsstsError(f"{self._path}: its manifest does not say how it was built; build it again")
         self._trt = tensorrt_module(built["target"])
         _check_machine(self._path, built, self._trt)
-        self._cuda, self._runtime_api = _cuda_modules(self._path)
-        self._primary = self._cuda.Device(0).retain_primary_context()
         self._lock = threading.Lock()
         self._bound: OrderedDict[tuple[int, ...], _Bound] = OrderedDict()
-        self._graphs = cuda_graphs
         self._log = message_log(self._trt)
-        with _Pushed(self._primary):
-            self._stream = self._cuda.Stream()
+        try:
+            self._cuda = open_cuda()
+        except MsstsError as error:
+            raise MsstsError(f"{self._path}: {error}") from None
+        # Empty where graphs are used.
+        self._no_graphs = "" if cuda_graphs else "switched off"
+        if cuda_graphs and not self._cuda.has_graphs:
+            self._no_graphs = f"{self._cuda.name} has none; install cuda-python"
+        with self._cuda.current():
             runtime = self._trt.Runtime(self._log)
             if built["plugin_sha256"] is not None:
                 load_plugins(runtime.get_plugin_registry())
@@ -82,26 +88,26 @@ class TensorRtRunner(Runner):
         if sizes_B2.shape != expected:
             raise MsstsError(f"sizes are {list(sizes_B2.shape)}; expected {list(expected)}, one for each clip")
         feeds = {contract.FRAMES.name: frames_BTHWC, contract.SIZES.name: sizes_B2}
-        with self._lock, _Pushed(self._primary):
+        with self._lock, self._cuda.current():
             try:
                 bound = self._bind(tuple(frames_BTHWC.shape))
                 for name, values in feeds.items():
                     np.copyto(bound.host[name], values)
                 self._run(bound)
-            except self._cuda.Error as error:  # pycuda's, as where memory does not suffice
-                shape, reason = list(frames_BTHWC.shape), " ".join(str(error).split())
-                raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {reason}") from None
+            except CudaError as error:
+                shape = list(frames_BTHWC.shape)
+                raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {error}") from None
             return EngineOutput(*(bound.host[spec.name].copy() for spec in contract.ENGINE_OUTPUTS))
 
     def _run(self, bound: _Bound) -> None:
         """One inference, from page-locked memory to page-locked memory."""
         if bound.graph is not None:
-            _checked(self._runtime_api.cudaGraphLaunch(bound.graph, self._stream.handle))
-            self._stream.synchronize()
+            self._cuda.launch(bound.graph)
+            self._cuda.synchronize()
             return
         self._enqueue(bound)
-        self._stream.synchronize()
-        if self._graphs:  # after a first run, in which TensorRT still sets things up
+        self._cuda.synchronize()
+        if not self._no_graphs:  # after a first run, in which TensorRT still sets things up
             bound.graph = self._record(bound)
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
@@ -118,16 +124,22 @@ class TensorRtRunner(Runner):
             raise MsstsError(
                 f"{self._path}: the GPU's memory does not suffice for frames {list(shape)} ({self._log.last()})"
             )
-        context.set_input_shape(contract.FRAMES.name, shape)
-        context.set_input_shape(contract.SIZES.name, (shape[0], 2))
+        for name, size in ((contract.FRAMES.name, shape), (contract.SIZES.name, (shape[0], 2))):
+            if not context.set_input_shape(name, size):
+                raise MsstsError(f"{self._path}: TensorRT refuses {name} {list(size)}: {self._log.last()}")
         missing = context.infer_shapes()
         if missing:
             raise MsstsError(f"{self._path}: frames {list(shape)} leave shapes open: {', '.join(missing)}")
         bound = _Bound(context, {}, {})
-        for spec in (*contract.ENGINE_INPUTS, *contract.ENGINE_OUTPUTS):
-            host = self._cuda.pagelocked_empty(tuple(context.get_tensor_shape(spec.name)), spec.dtype)
-            bound.host[spec.name], bound.device[spec.name] = host, self._cuda.mem_alloc(max(host.nbytes, 1))
-            context.set_tensor_address(spec.name, int(bound.device[spec.name]))
+        try:
+            for spec in (*contract.ENGINE_INPUTS, *contract.ENGINE_OUTPUTS):
+                host = self._cuda.pagelocked(tuple(context.get_tensor_shape(spec.name)), spec.dtype)
+                bound.host[spec.name], bound.device[spec.name] = host, self._cuda.allocate(max(host.nbytes, 1))
+                if not context.set_tensor_address(spec.name, bound.device[spec.name]):
+                    raise MsstsError(f"{self._path}: TensorRT refuses memory for {spec.name}: {self._log.last()}")
+        except MsstsError:
+            self._release(bound)
+            raise
         self._bound[shape] = bound
         return bound
 
@@ -143,30 +155,41 @@ class TensorRtRunner(Runner):
     def _enqueue(self, bound: _Bound) -> None:
         """Puts one inference, copies included, into the stream."""
         for spec in contract.ENGINE_INPUTS:
-            self._cuda.memcpy_htod_async(bound.device[spec.name], bound.host[spec.name], self._stream)
-        if not bound.context.execute_async_v3(self._stream.handle):
+            self._cuda.copy_in(bound.device[spec.name], bound.host[spec.name])
+        if not bound.context.execute_async_v3(self._cuda.stream):
             raise MsstsError(f"{self._path}: the engine failed: {self._log.last()}")
         for spec in contract.ENGINE_OUTPUTS:
-            self._cuda.memcpy_dtoh_async(bound.host[spec.name], bound.device[spec.name], self._stream)
+            self._cuda.copy_out(bound.host[spec.name], bound.device[spec.name])
 
     def _record(self, bound: _Bound) -> Any:
-        """One inference as a CUDA graph of cuda-python, since pycuda has none."""
-        api = self._runtime_api
-        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        _checked(api.cudaStreamBeginCapture(self._stream.handle, mode))
+        """One inference as a CUDA graph, None where it cannot be recorded.
+
+        TensorRT documents layers that cannot be. Inference then goes on without graphs, and `describe` has the reason.
+        """
+        reason, graph = "", None
         try:
-            self._enqueue(bound)
-        finally:
-            graph = _checked(api.cudaStreamEndCapture(self._stream.handle))
-        executable = _checked(api.cudaGraphInstantiate(graph, 0))
-        _checked(api.cudaGraphDestroy(graph))
-        return executable
+            self._cuda.begin_capture()
+            try:
+                self._enqueue(bound)
+            except MsstsError as error:
+                reason = str(error)
+            # Always ended, or the stream would stay in capture.
+            graph = self._cuda.end_capture()
+        except CudaError as error:
+            reason = reason or str(error)  # TensorRT's says more than "the capture was invalidated"
+        if not reason:
+            return graph
+        if graph is not None:
+            self._cuda.free_graph(graph)
+        self._no_graphs = reason
+        _LOG.warning("%s: runs without CUDA graphs, which it could not record (%s)", self._path, reason)
+        return None
 
     def _release(self, bound: _Bound) -> None:
         if bound.graph is not None:
-            _checked(self._runtime_api.cudaGraphExecDestroy(bound.graph))
-        for memory in bound.device.values():
-            memory.free()
+            self._cuda.free_graph(bound.graph)
+        for address in bound.device.values():
+            self._cuda.free(address)
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, precision and active kernels.
@@ -183,29 +206,18 @@ class TensorRtRunner(Runner):
             "threads": 1,
             "kernels": sorted({node.rpartition("/")[2].partition("_")[0] for node in nodes}),
             "kernels_reason": "" if nodes else "the plan was built without plugins",
-            "cuda_graphs": self._graphs,
+            "cuda": self._cuda.name,
+            "cuda_graphs": not self._no_graphs,
+            "cuda_graphs_reason": self._no_graphs,
         }
 
     def close(self) -> None:
         """Frees the plan and its memory."""
-        with self._lock, _Pushed(self._primary):
+        with self._lock, self._cuda.current():
             while self._bound:
                 self._release(self._bound.popitem()[1])
-            del self._engine, self._runtime, self._stream
-        self._primary.detach()
-
-
-class _Pushed:
-    """A CUDA context that is current inside the block, on whatever thread that runs."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-
-    def __enter__(self) -> None:
-        self._context.push()
-
-    def __exit__(self, *_: object) -> None:
-        self._context.pop()
+            del self._engine, self._runtime
+            self._cuda.close()
 
 
 def _check_machine(path: Path, built: dict[str, Any], trt: Any) -> None:
@@ -239,22 +251,3 @@ def _check_machine(path: Path, built: dict[str, Any], trt: Any) -> None:
             f"{path}: was built on {built['gpu']['name']}, this is {gpu.name}; build it here, or with "
             "--hardware-compatible same or ampere+"
         )
-
-
-def _cuda_modules(path: Path) -> tuple[Any, Any]:
-    """pycuda's driver, started, and cuda-python's runtime."""
-    try:
-        driver = importlib.import_module("pycuda.driver")
-        runtime = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise MsstsError(f"{path}: {error.name} is not installed; `pip install 'mssts[gpu]'`") from None
-    driver.init()
-    return driver, runtime
-
-
-def _checked(result: tuple[Any, ...]) -> Any:
-    """The value of a call of cuda-python, which returns (error, value)."""
-    error, *values = result
-    if int(error) != 0:
-        raise MsstsError(f"CUDA failed: {error}")
-    return values[0] if values else None

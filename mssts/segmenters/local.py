@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from mssts.contract import LIMITS, Limits
 from mssts.errors import MsstsError
 from mssts.manifest import Manifest
 from mssts.runners import load_engine
+from mssts.runners.base import EngineOutput
 from mssts.segmenters.as_released import mask_extent, released_input
 from mssts.segmenters.base import Instances, Segmenter
 from mssts.segmenters.postprocessing import to_instances
@@ -27,6 +30,33 @@ from mssts.segmenters.preprocessing import decode_frames, engine_input
 _LIMITS = replace(
     LIMITS, frames=sys.maxsize, total_pixels=sys.maxsize, encoded_bytes=sys.maxsize, decode_seconds=math.inf
 )
+
+
+# Clips of `segment_many` beside the one whose result is awaited: one in each other stage.
+_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """An engine's input, and the size of the frames that were given."""
+
+    frames_BTHWC: np.ndarray
+    sizes_B2: np.ndarray
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Inferred:
+    """An engine's output, and what its masks need to be brought to the frames."""
+
+    output: EngineOutput
+    sizes_B2: np.ndarray
+    size: tuple[int, int]
+
+
+def _after(before: Future[Any], stage: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a stage on the result of the one before."""
+    return stage(before.result(), *arguments)
 
 
 class LocalSegmenter(Segmenter):
@@ -48,6 +78,9 @@ class LocalSegmenter(Segmenter):
     ) -> None:
         self._runner, self._manifest = load_engine(model, threads, runner)
         self._as_released = as_released
+        if as_released and self._manifest.input.in_engine:
+            self._runner.close()
+            raise MsstsError(f"{model}: resizes frames itself; --as-released needs an export without --resize-inside")
         if as_released and self._manifest.shape is not None:
             self._runner.close()
             raise MsstsError(
@@ -76,6 +109,32 @@ class LocalSegmenter(Segmenter):
 
     def segment(self, frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float = 0.0) -> Instances:
         """Finds the instances of a clip, see `Segmenter.segment`."""
+        return self._encode(self._infer(self._decode(frames_THWC)), score_threshold)
+
+    def segment_many(
+        self, clips: Iterable[np.ndarray | Sequence[bytes]], score_threshold: float = 0.0
+    ) -> Iterator[Instances]:
+        """Finds the instances of each clip, see `Segmenter.segment_many`.
+
+        While the engine runs one clip, the next is decoded and the masks of the one before are encoded.
+        """
+        stages = [ThreadPoolExecutor(1, name) for name in ("decode", "engine", "encode")]
+        decode, engine, encode = stages
+        in_flight: deque[Future[Instances]] = deque()
+        try:
+            for clip in clips:
+                decoded = decode.submit(self._decode, clip)
+                inferred = engine.submit(_after, decoded, self._infer)
+                in_flight.append(encode.submit(_after, inferred, self._encode, score_threshold))
+                if len(in_flight) > _IN_FLIGHT:
+                    yield in_flight.popleft().result()
+            while in_flight:
+                yield in_flight.popleft().result()
+        finally:  # after an error too, or where the caller stops early: what was not begun is left
+            for stage in stages:
+                stage.shutdown(cancel_futures=True)
+
+    def _decode(self, frames_THWC: np.ndarray | Sequence[bytes]) -> _Decoded:
         with self._timed("decode"):
             if not isinstance(frames_THWC, np.ndarray):
                 frames_THWC = decode_frames(frames_THWC, _LIMITS)
@@ -83,12 +142,18 @@ class LocalSegmenter(Segmenter):
                 frames_BTHWC, sizes_B2 = released_input(frames_THWC, self._manifest.input.short_edge, _LIMITS)
             else:
                 frames_BTHWC, sizes_B2 = engine_input(frames_THWC, self._manifest.input, _LIMITS, self._manifest.shape)
-        with self._timed("engine"):
-            output = self._runner.infer(frames_BTHWC, sizes_B2)
-        with self._timed("postprocess"):
             height, width = frames_THWC.shape[1:3]
-            masked_B2 = mask_extent(sizes_B2) if self._as_released else sizes_B2
-            found = to_instances(output, masked_B2, (height, width), score_threshold)
+            return _Decoded(frames_BTHWC, sizes_B2, (height, width))
+
+    def _infer(self, decoded: _Decoded) -> _Inferred:
+        with self._timed("engine"):
+            output = self._runner.infer(decoded.frames_BTHWC, decoded.sizes_B2)
+            return _Inferred(output, decoded.sizes_B2, decoded.size)
+
+    def _encode(self, inferred: _Inferred, score_threshold: float) -> Instances:
+        with self._timed("postprocess"):
+            masked_B2 = mask_extent(inferred.sizes_B2) if self._as_released else inferred.sizes_B2
+            found = to_instances(inferred.output, masked_B2, inferred.size, score_threshold)
             return replace(found, categories=self._manifest.categories)
 
     def close(self) -> None:

@@ -129,6 +129,8 @@ def engine_input(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A clip as engine input: a batch of one, resized by `rule`, without padding.
 
+    Frames stay as they are for an engine that resizes them itself (`rule.in_engine`).
+
     Args:
         frames_THWC: RGB uint8.
         rule: the manifest's `input`.
@@ -136,7 +138,8 @@ def engine_input(
         shape: the manifest's `shape`.
 
     Returns:
-        `frames_BTHWC` uint8 with B = 1, and `sizes_B2` int32, the valid height and width: the whole frame.
+        `frames_BTHWC` uint8 with B = 1, and `sizes_B2` int32, the valid height and width after resizing: the whole
+        frame.
 
     Raises:
         MsstsError: as `check_clip`.
@@ -145,7 +148,7 @@ def engine_input(
     frames, height, width, _ = frames_THWC.shape
     size = input_size(height, width, rule, shape)
     sizes_B2 = np.array([size], np.int32)
-    if size == (height, width):
+    if size == (height, width) or rule.in_engine:
         return np.ascontiguousarray(frames_THWC)[None], sizes_B2
     resized_THWC = np.empty((frames, *size, 3), np.uint8)
     # Averaging over the area keeps a shrunk frame from aliasing; it has no meaning for an enlarged one. The released

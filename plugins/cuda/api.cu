@@ -1,6 +1,7 @@
 // The C ABI of the CUDA library: checks a call, then launches it.
 #include <cstdint>
 
+#include "capability.h"
 #include "common/validate.h"
 #include "deform_attn.h"
 #include "launch.h"
@@ -45,19 +46,12 @@ mssts_status check(const mssts_deform_attn* call, bool backward) {
   return validate_tensors(*call, backward, backward ? deform_workspace(*call) : 0, kCudaSupport);
 }
 
-bool runs_on(int capability) {
-  for (int real : {MSSTS_CUDA_REAL}) {
-    if (real / 10 == capability / 10 && real <= capability) return true;
-  }
-  return MSSTS_CUDA_PTX > 0 && MSSTS_CUDA_PTX <= capability;
-}
-
 }  // namespace
 
 mssts_status check_launch(const char* what) {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return MSSTS_OK;
-  return fail(MSSTS_CUDA_ERROR, "%s could not be launched: %s", what, cudaGetErrorString(error));
+  return fail(MSSTS_CUDA_ERROR, "%s could not be launched, or a CUDA call before it failed: %s", what, cudaGetErrorString(error));
 }
 
 }  // namespace mssts
@@ -109,7 +103,7 @@ int32_t mssts_cuda_devices(void) {
     int major = 0, minor = 0;
     if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) continue;
     if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) continue;
-    if (mssts::runs_on(10 * major + minor)) ++usable;
+    if (mssts::runs_on({MSSTS_CUDA_REAL}, MSSTS_CUDA_PTX, 10 * major + minor)) ++usable;
   }
   cudaGetLastError();
   return usable;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/error.h"
 #include "temporal_attn_backward.cuh"
 #include "temporal_attn_wide.cuh"
 
@@ -164,20 +165,25 @@ int64_t wide_blocks(const mssts_temporal_attn& call, int frames) {
   return (call.locations * frames * call.heads * pieces + kWarpsOfBlock - 1) / kWarpsOfBlock;
 }
 
+mssts_status too_large(const mssts_temporal_attn& call) {
+  return fail(MSSTS_UNSUPPORTED, "%lld locations of %d heads are more than the CUDA kernels launch at once; split them",
+              static_cast<long long>(call.locations), call.heads);
+}
+
 template <typename T>
 mssts_status forward(const mssts_temporal_attn& call, cudaStream_t stream) {
   const Cut cut = cut_of(call, Storage<T>::kLane);
   const TemporalAttn<T> view = view_of<T>(call, cut);
   if (cut.lanes == 0 || cut.parts > kMostRows) {
     const int64_t blocks = wide_blocks(call, call.query_frames);
-    if (blocks > kMostBlocks) return MSSTS_UNSUPPORTED;
+    if (blocks > kMostBlocks) return too_large(call);
     for_clips(view, call.batch, [&](const TemporalAttn<T>& clips_view, unsigned clips) {
       MSSTS_LAUNCH(temporal_attn_forward_wide_kernel<T>, dim3(static_cast<unsigned>(blocks), 1, clips),
                    32 * kWarpsOfBlock, 0, stream, clips_view);
     });
     return MSSTS_OK;
   }
-  if (cut.blocks > kMostBlocks) return MSSTS_UNSUPPORTED;
+  if (cut.blocks > kMostBlocks) return too_large(call);
   const bool vectors = vectors_fit(view), by_four = keys_by_four(call.key_frames);
   const int frames = frames_of_pass(call.query_frames);
   for_clips(view, call.batch, [&](const TemporalAttn<T>& clips_view, unsigned clips) {
@@ -196,7 +202,7 @@ mssts_status backward(const mssts_temporal_attn& call, cudaStream_t stream) {
   const int64_t sums_bytes = sums_of_thread * cut.threads;
   if (cut.lanes == 0 || cut.parts > kMostRows || sums_bytes > kMostShared) {
     const int64_t query_blocks = wide_blocks(call, call.query_frames), key_blocks = wide_blocks(call, call.key_frames);
-    if (std::max(query_blocks, key_blocks) > kMostBlocks) return MSSTS_UNSUPPORTED;
+    if (std::max(query_blocks, key_blocks) > kMostBlocks) return too_large(call);
     for_clips(view, call.batch, [&](const TemporalAttn<T>& clips_view, unsigned clips) {
       if (call.grad_query != nullptr) {
         MSSTS_LAUNCH(temporal_attn_grad_query_wide_kernel<T>, dim3(static_cast<unsigned>(query_blocks), 1, clips),
@@ -209,7 +215,7 @@ mssts_status backward(const mssts_temporal_attn& call, cudaStream_t stream) {
     });
     return MSSTS_OK;
   }
-  if (cut.blocks > kMostBlocks) return MSSTS_UNSUPPORTED;
+  if (cut.blocks > kMostBlocks) return too_large(call);
   const bool vectors = vectors_fit(view);
   for_clips(view, call.batch, [&](const TemporalAttn<T>& clips_view, unsigned clips) {
     const dim3 grid(static_cast<unsigned>(cut.blocks), static_cast<unsigned>(cut.parts), clips);

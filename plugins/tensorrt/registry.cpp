@@ -171,16 +171,14 @@ MSSTS_API const char* mssts_tensorrt_build(void) {
   return "TensorRT " MSSTS_TEXT(NV_TENSORRT_MAJOR) "." MSSTS_TEXT(NV_TENSORRT_MINOR) "." MSSTS_TEXT(NV_TENSORRT_PATCH);
 }
 
-// IPluginRegistry::loadLibrary asks for the creators and registers them itself; it fails where they are registered
-// already, which loading the library has just done. So ours are withdrawn before they are handed over.
+// IPluginRegistry::loadLibrary asks for the creators and registers them with its own registry: with the local one of a
+// builder or a runtime, even where the global one has them (tried with TensorRT-RTX 1.7). The global one itself then says
+// that they exist already, and keeps them. None is withdrawn here: others of the process use them.
 MSSTS_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   using namespace mssts::trt;
   count = 0;
   return guarded("getCreators", static_cast<nvinfer1::IPluginCreatorInterface* const*>(nullptr), [&count] {
     static const auto all = creators();
-    for (const Runtime& runtime : loaded_runtimes()) {
-      for (nvinfer1::IPluginCreatorInterface* creator : all) runtime.registry->deregisterCreator(*creator);
-    }
     count = static_cast<int32_t>(all.size());
     return all.data();
   });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import torch
 from support.clips import clip
 
 from mssts.bench.fps import engines as fps_engines
-from mssts.bench.fps.command import _summary, measure
+from mssts.bench.fps import measuring
+from mssts.bench.fps.command import print_fps
 from mssts.bench.fps.engines import Candidate, Setting, saved_random_checkpoint
+from mssts.bench.fps.measuring import _summary, measure
 from mssts.bench.fps.memory import peak_memory_mb
 from mssts.bench.fps.released import ReleasedEngine
 from mssts.cli import main
@@ -20,6 +23,7 @@ from mssts.errors import MsstsError
 from mssts.model.config import BASELINE, preset
 from mssts.model.engine import Engine
 from mssts.model.mssts_vis import MSSTSVIS
+from mssts.runners.tensorrt_library import Gpu
 
 SIZE, FRAMES = (64, 96), 2
 
@@ -151,6 +155,87 @@ def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoi
     (refused,) = report["not_measured"]
     assert refused["refused"]
     assert "masks differ" in refused["reason"]
+
+
+class Answer:
+    """An engine with PyTorch's answer, which fails at a given call, and has not loaded beside another."""
+
+    loaded: ClassVar[list[str]] = []
+
+    def __init__(self, name, runner, fails_at=0):
+        self.name, self.runner, self.calls, self.fails_at = name, runner, 0, fails_at
+        assert not self.loaded, f"{name} is loaded beside {self.loaded}"
+        self.loaded.append(name)
+
+    def infer(self, frames, sizes):
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+        return self.runner.infer(frames, sizes)
+
+    def describe(self):
+        """As the TensorRT runner: no `kernels_isa`."""
+        return {"name": self.name, "kernels": ["MSDeformAttn"]}
+
+    def close(self):
+        self.loaded.remove(self.name)
+        self.runner.close()
+
+
+@pytest.mark.parametrize("fails_at", [1, 3])
+def test_an_engine_that_fails_is_an_entry_and_the_others_go_on(monkeypatch, checkpoint, fails_at, capsys):
+    right = fps_engines.load
+
+    def load(candidate, threads):
+        runner = right(replace(candidate, runner="pytorch"), threads)
+        if candidate.runner == "pytorch":
+            return runner  # the reference
+        return Answer(candidate.runner, runner, fails_at if candidate.runner == "pytorch-cuda" else 0)
+
+    monkeypatch.setattr(fps_engines, "load", load)
+    candidates = [
+        Candidate(name, "trained", "fp32", str(checkpoint))
+        for name in ("pytorch-cuda", "pytorch-compiled-cuda", "tensorrt")
+    ]
+    written = []
+    setting = Setting(SIZE, FRAMES, 1, 1)
+    report = measure(candidates, setting, 3, False, lambda so_far: written.append(len(so_far["rows"])))
+    assert [row["runner"] for row in report["rows"]] == ["pytorch-compiled-cuda", "tensorrt"]
+    (failed,) = report["not_measured"]
+    assert failed["failed"] and not failed["refused"]
+    assert failed["reason"] == "fails: OutOfMemoryError: CUDA out of memory."
+    assert written == [0, 1, 2]
+    print_fps({**report, "preset": "tiny"})
+    printed = capsys.readouterr().out
+    assert "pytorch-cuda     trained   fp32      FAILED: fails: OutOfMemoryError" in printed
+    assert Answer.loaded == []
+
+
+def test_figures_are_in_the_file_before_anything_is_printed(monkeypatch, tmp_path, checkpoint):
+    def broken(report):
+        raise KeyError("kernels_isa")
+
+    monkeypatch.setattr("mssts.bench.fps.command.print_fps", broken)
+    monkeypatch.setattr(measuring, "around_the_engine", lambda *_: {"preprocess": 1.0, "postprocess": 1.0})
+    out = tmp_path / "fps.json"
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch", "--no-memory", "--size", "64x64"]
+    with pytest.raises(KeyError):
+        main(["bench", "fps", *arguments, "--frames", "1", "--repeats", "1", "--out", str(out)])
+    assert len(json.loads(out.read_text())["rows"]) == 1
+
+
+def test_a_plan_is_not_built_for_a_gpu_that_tensorrt_rtx_does_not_know(monkeypatch):
+    known = type("ComputeCapability", (), {"SM89": 1})
+    trt = type("trt", (), {"ComputeCapability": known, "__version__": "1.7"})
+    monkeypatch.setattr(fps_engines.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fps_engines, "tensorrt_module", lambda target: trt)
+    monkeypatch.setattr(fps_engines, "first_gpu", lambda: Gpu("H100", "9.0"))
+    assert fps_engines.why_not_installed("tensorrt-rtx") == (
+        "TensorRT-RTX 1.7 knows no compute capability 9.0, that of the H100"
+    )
+    monkeypatch.setattr(fps_engines, "first_gpu", lambda: Gpu("L4", "8.9"))
+    assert fps_engines.why_not_installed("tensorrt-rtx") == ""
 
 
 def test_percentiles_lie_between_the_values():

@@ -5,6 +5,11 @@ They stand for TensorRT and CUDA, so no GPU is needed.
 
 from __future__ import annotations
 
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -15,7 +20,7 @@ from support.tensorrt_stand_in import Machine
 
 from mssts import kernels
 from mssts.errors import MsstsError
-from mssts.runners import tensorrt_runner
+from mssts.runners import tensorrt_library, tensorrt_runner
 from mssts.runners.tensorrt_library import Gpu
 from mssts.runners.tensorrt_runner import TensorRtRunner
 
@@ -47,7 +52,55 @@ def test_a_shape_is_run_recorded_and_replayed(tmp_path, monkeypatch):
         runner.infer(frames(1, 2, 64, width), SIZES)
     assert machine.calls.count("free") == 6
     runner.close()
-    assert machine.calls.count("free") == 18 and machine.calls[-1] == "detach"
+    assert machine.calls.count("free") == 18 and machine.calls[-1] == "stream closed"
+    del output
+    gc.collect()
+    assert machine.gpu.graphs == [] and machine.gpu.memory == {}
+
+
+def test_pycuda_alone_is_enough(tmp_path, monkeypatch):
+    """It has no CUDA graphs, and its calls need its context on the thread that makes them."""
+    machine = Machine().install(monkeypatch, cuda="pycuda")
+    runner = TensorRtRunner(write_plan(tmp_path))
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(2):
+            found = other.submit(runner.infer, frames(1, 2, 64, 96), SIZES).result()
+            assert (found.scores == 1).all() and (found.boxes == 1).all()
+    assert machine.calls == ["context", "run", "run"]
+    described = runner.describe()
+    assert (described["cuda"], described["cuda_graphs"]) == ("pycuda", False)
+    assert "install cuda-python" in described["cuda_graphs_reason"]
+    runner.close()
+    assert machine.gpu.memory == {} and machine.pycuda.context_stack == []
+
+
+@pytest.mark.parametrize("when", ["TensorRT", "instantiation"])
+def test_a_capture_that_fails_leaves_a_plain_run(when, tmp_path, monkeypatch, caplog):
+    machine = Machine().install(monkeypatch)
+    if when == "TensorRT":
+        machine.breaks_capture = "layer Loop cannot be captured"
+    machine.gpu.instantiates = when == "TensorRT"
+    runner = TensorRtRunner(write_plan(tmp_path))
+    for _ in range(3):
+        assert (runner.infer(frames(1, 2, 64, 96), SIZES).scores == 1).all()
+    assert machine.calls == ["context", "run", "record", "run", "run"]
+    reason = "layer Loop cannot be captured" if when == "TensorRT" else "out of memory"
+    assert reason in runner.describe()["cuda_graphs_reason"] and not runner.describe()["cuda_graphs"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and reason in caplog.text
+    assert machine.gpu.capturing is None
+    runner.close()
+    assert machine.gpu.graphs == []
+
+
+@pytest.mark.parametrize("refused", ["frames", "boxes address"])
+def test_what_tensorrt_refuses_is_said_and_leaves_no_memory(refused, tmp_path, monkeypatch):
+    machine = Machine().install(monkeypatch)
+    machine.refuses = (refused,)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    with pytest.raises(MsstsError, match=f"TensorRT refuses .*: cannot take {refused}"):
+        runner.infer(frames(1, 2, 64, 96), SIZES)
+    gc.collect()
+    assert machine.gpu.memory == {}
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 64, 64), (1, 5, 64, 64), (1, 2, 32, 64), (1, 2, 64, 136), (2, 64, 64)])
@@ -63,20 +116,34 @@ def test_what_cannot_be_run_is_said_in_one_line(tmp_path, monkeypatch):
     runner = TensorRtRunner(write_plan(tmp_path))
     with pytest.raises(MsstsError, match=r"sizes are \[3, 2\]; expected \[1, 2\]"):
         runner.infer(frames(1, 2, 64, 64), np.tile(SIZES, (3, 1)))
-    machine.has_memory = False
-    with pytest.raises(MsstsError, match=r"failed on frames \[1, 2, 64, 64, 3\]: cuMemAlloc failed: out of memory"):
+    machine.gpu.has_memory = False
+    with pytest.raises(MsstsError, match=r"failed on frames \[1, 2, 64, 64, 3\]: CUDA: out of memory"):
         runner.infer(frames(1, 2, 64, 64), SIZES)
 
 
 def test_the_plugin_library_is_loaded_first(tmp_path, monkeypatch):
     plan = write_plan(tmp_path, plugin_sha256="0" * 64)
     machine = Machine().install(monkeypatch)
+    machine.needs_plugins = True
     monkeypatch.setattr(kernels, "library", lambda name: kernels.Library(name, tmp_path / "libmssts_tensorrt.so", ""))
     runner = TensorRtRunner(plan)
-    assert machine.plugins == [str(tmp_path / "libmssts_tensorrt.so")]
+    assert machine.opened == [str(tmp_path / "libmssts_tensorrt.so")]
     assert runner.describe()["kernels"] == ["MSDeformAttn"]
     monkeypatch.setattr(kernels, "library", lambda name: kernels.Library(name, None, "no such file; `make plugins`"))
     assert "plugin library is missing: no such file; `make plugins`" in refusal(plan)
+
+
+def test_a_plugin_library_that_registers_nothing_is_refused(tmp_path, monkeypatch):
+    plan = write_plan(tmp_path, plugin_sha256="0" * 64)
+    Machine().install(monkeypatch)
+    path = tmp_path / "libmssts_tensorrt.so"
+    monkeypatch.setattr(kernels, "library", lambda name: kernels.Library(name, path, ""))
+    empty = SimpleNamespace(
+        mssts_register_tensorrt_plugins=lambda registry: 0, mssts_tensorrt_build=lambda: b"TensorRT 10.3.0"
+    )
+    monkeypatch.setattr(tensorrt_library, "open_library", lambda path: empty)
+    message = refusal(plan)
+    assert "does not find MSDeformAttn, SplitTemporalAttn" in message and "built for TensorRT 10.3.0" in message
 
 
 def test_a_plan_must_be_whole_and_its_own(tmp_path, monkeypatch):
@@ -100,6 +167,12 @@ def test_the_tensorrt_must_be_the_one_of_the_plan(tmp_path, monkeypatch):
     TensorRtRunner(write_plan(tmp_path, {"version_compatible": True})).close()
 
 
+def test_a_plan_with_code_of_the_host_is_allowed_where_it_was_asked_for(tmp_path, monkeypatch):
+    Machine().install(monkeypatch).needs_host_code = True
+    TensorRtRunner(write_plan(tmp_path, {"version_compatible": True})).close()
+    assert "host code that is not allowed" in refusal(write_plan(tmp_path))
+
+
 def test_the_gpu_must_be_the_one_of_the_plan(tmp_path, monkeypatch):
     Machine().install(monkeypatch, gpu=Gpu("GPU B", "8.6"))
     assert "was built on GPU A, this is GPU B" in refusal(write_plan(tmp_path))
@@ -116,10 +189,7 @@ def test_tensorrts_own_reason_is_passed_on(tmp_path, monkeypatch):
 
 
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
-    import sys
-
-    Machine().install(monkeypatch)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    assert "pip install 'mssts[gpu]'" in refusal(write_plan(tmp_path))
+    Machine().install(monkeypatch, cuda="")
+    assert "neither cuda-python nor pycuda is installed; `pip install cuda-python" in refusal(write_plan(tmp_path))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert "tensorrt is not installed" in refusal(write_plan(tmp_path))

@@ -66,10 +66,10 @@ def request_inputs(
 def _resized(frames_THWC: np.ndarray, manifest: Manifest) -> np.ndarray | None:
     """The frames at the engine's size, None where that saves nothing.
 
-    None too where the server is to refuse them."""
+    None too where the server is to refuse them, or the engine resizes them itself."""
     from mssts.segmenters.preprocessing import engine_input, input_size
 
-    if frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3 or 0 in frames_THWC.shape:
+    if manifest.input.in_engine or frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3 or 0 in frames_THWC.shape:
         return None
     frames, height, width, _ = frames_THWC.shape
     target = input_size(height, width, manifest.input, manifest.shape)
