@@ -1,4 +1,4 @@
-"""`python -m mssts.bench fps …`: `mssts bench` where this package is not installed."""
+"""`python -m mssts.bench …`: `mssts bench` without an installed package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mssts.errors import MsstsError
 
 
 def main() -> int:
-    """Runs a benchmark; the exit codes are those of `mssts`."""
+    """Runs a benchmark. The exit codes are those of `mssts`."""
     parser = argparse.ArgumentParser(prog="mssts bench", description=command.HELP)
     command.add_arguments(parser)
     try:

@@ -1,6 +1,7 @@
-"""The table of a part of `bench/gpu_session.sh`: `python bench/gpu_summary.py FOLDER STEPS`.
+"""The table of one part of `bench/gpu_session.sh`.
 
-It reads what is there, whatever is not, and imports nothing but the standard library.
+`python bench/gpu_summary.py FOLDER STEPS` reads what is there, whatever is not, and imports nothing but the
+standard library.
 """
 
 from __future__ import annotations

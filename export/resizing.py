@@ -47,9 +47,10 @@ class _Nodes:
 
 
 def put_resizing_before(model: onnx.ModelProto, rule: InputRule) -> None:
-    """Has a graph resize its frames by `rule`. Its inputs and outputs keep their names, types and ranks.
+    """Has a graph resize its frames by `rule`.
 
-    `sizes` stays what it was: the valid height and width that the engine computes with, those after the resizing.
+    Its inputs and outputs keep their names, types and ranks. `sizes` stays what it was: the valid height and width that
+    the engine computes with, those after the resizing.
     """
     name = contract.FRAMES.name
     before = _Nodes()
@@ -79,7 +80,9 @@ def resizing_graph(rule: InputRule, opset: int) -> onnx.ModelProto:
 
 
 def check_resizing(rule: InputRule, opset: int) -> int:
-    """Compares the nodes in ONNX Runtime with `engine_input`, and returns the greatest difference, of 255.
+    """The greatest difference, of 255, between the nodes and `engine_input`.
+
+    The nodes run in ONNX Runtime, on noise of several sizes.
 
     Raises:
         CheckFailed: it is more than 1, or a size differs.

@@ -185,7 +185,7 @@ def why_not_installed(runner: str) -> str:
 
 
 def _why_not_rtx() -> str:
-    """The reason why TensorRT-RTX cannot run on the GPU here, which is no reason to build a plan for minutes."""
+    """The reason why TensorRT-RTX cannot run on this GPU, before a plan is built."""
     gpu, trt = first_gpu(), tensorrt_module("tensorrt-rtx")
     if gpu is None or hasattr(trt.ComputeCapability, "SM" + gpu.capability.replace(".", "")):
         return ""

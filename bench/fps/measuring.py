@@ -1,4 +1,4 @@
-"""Time and memory of engines: those of a processor in turn, those of a GPU one by one."""
+"""Time and memory of engines, in turn on a processor and alone on a GPU."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def _rounds(
 
 
 class _Turns:
-    """Seconds of calls after `untimed` others: of each on a processor, their mean on a GPU."""
+    """Seconds of calls after `untimed` others: of each, or their mean on a GPU."""
 
     def __init__(self, sets: int, on_gpu: bool) -> None:
         self._sets, self._on_gpu, self._next = sets, on_gpu, 0
@@ -176,9 +176,10 @@ class _Turns:
         return seconds
 
     def _events(self, prepared: Prepared, timed: int) -> list[float]:
-        """The mean time of a call on the device, which is kept busy until all calls are enqueued.
+        """The mean time of a call on the device.
 
-        One pair of events is around all calls: an event of its own would add 1 to 2 µs to each."""
+        It is kept busy until all calls are enqueued. One pair of events is around all of them, for an event of its own
+        would add 1 to 2 µs to each."""
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         torch.cuda._sleep(_SLEEP_CYCLES)

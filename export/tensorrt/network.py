@@ -133,7 +133,9 @@ def check_precision(trt: Any, layers: Sequence[Any], precision: str) -> int:
 def check_report(
     report: Sequence[dict[str, Any]], nodes: Iterable[str], plugins: bool, precision: str
 ) -> list[dict[str, str]]:
-    """Checks the plugins in a built engine's layer report, and returns the convolutions of another precision.
+    """Checks a built engine's layer report.
+
+    Plugins must be there, and convolutions of another precision are returned.
 
     The report is the inspector's JSON with all details. It tells the type of a layer's first input, which is not the
     type that a fused layer computes in (one that normalises uint8 frames reads UInt8). So those layers are for people

@@ -107,7 +107,7 @@ class Cuda(ABC):
 
 
 class _CudaPython(Cuda):
-    """cuda-python's runtime API. It makes the primary context current on every thread by itself."""
+    """cuda-python's runtime API, for which the context is current on every thread."""
 
     name = "cuda-python"
     has_graphs = True

@@ -158,7 +158,10 @@ def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoi
 
 
 class Answer:
-    """An engine with PyTorch's answer, which fails at a given call, and has not loaded beside another."""
+    """An engine with PyTorch's answer that fails at a given call.
+
+    It must not be loaded beside another.
+    """
 
     loaded: ClassVar[list[str]] = []
 

@@ -1,4 +1,4 @@
-"""`bench/gpu_session.sh` on a processor: its parts, its files, and what a failing step stops."""
+"""`bench/gpu_session.sh` on a processor: its parts, files and failing steps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def session(tmp_path):
 
 
 def test_a_failing_step_stops_nothing_and_files_say_whence_they_are(session, tmp_path):
-    """The tests fail at once, as there is no GPU; so do the race checker and nothing else."""
+    """The tests fail, as there is no GPU, and so does the race checker."""
     out = tmp_path / "out"
     done = session(
         out, "kernels", "counters", "engines", STEPS="tests encoder_warm ncu_forward memcheck racecheck fps_batch1"

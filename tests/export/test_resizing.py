@@ -1,4 +1,4 @@
-"""Resizing inside the engine, against OpenCV's outside, in the runtimes of a processor."""
+"""Resizing inside the engine, against OpenCV's outside."""
 
 from __future__ import annotations
 
@@ -87,7 +87,10 @@ def test_the_check_of_an_export_sees_a_wrong_filter(monkeypatch):
 
 
 def test_an_engine_that_resizes_finds_the_same(exported, tmp_path):
-    """A clip of another size goes in as it is, and one of the engine's own size gives the same to the bit."""
+    """A clip of any size goes in as it is.
+
+    One of the engine's own size gives the same to the bit.
+    """
     _, folder, _ = exported
     manifest = Manifest.read(folder)
     rule = replace(manifest.input, in_engine=True)

@@ -23,7 +23,10 @@ from mssts.runners.tensorrt_runner import TensorRtRunner
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine with a GPU, TensorRT and the plugins. Parity is not compared: the stand-in computes nothing."""
+    """A machine with a GPU, TensorRT and the plugins.
+
+    Parity is not compared, as the stand-in computes nothing.
+    """
     library = tmp_path / "libmssts_tensorrt.so"
     library.write_bytes(b"library")
     monkeypatch.setattr(kernels, "library", lambda name: kernels.Library(name, library, ""))
@@ -67,7 +70,7 @@ def test_a_plan_that_cannot_be_loaded_again_is_not_written(machine, tmp_path):
 
 
 def test_a_convolution_fused_with_the_normalisation_is_named_and_kept(machine, tmp_path, capsys):
-    """It reads the frames, which are uint8, and computes in the precision of the network."""
+    """It reads uint8 frames, and computes in the precision of the network."""
     machine.convolution_type = "Row major linear UInt8"
     manifest = build_engine(write_export(tmp_path / "export"), tmp_path / "out", BuildOptions("tensorrt"))
     expected = [{"name": CONVOLUTION, "input": "Row major linear UInt8"}]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from support.cuda_backends import (
+    Backend,
     GuardedMemory,
 )
+from support.kernel_cases import TemporalCase
 
 ORDERS = [0, -1, 7]  # of threads and blocks: ascending, descending, random
 
@@ -146,3 +148,14 @@ def test_a_kernel_that_reads_past_a_guarded_tensor_is_told_of(checks: Any) -> No
     checks.mssts_emulation_order(ctypes.c_int64(0))
     reason = checks.mssts_emulation_check(0, ctypes.c_void_p(numbers.pointer), ctypes.c_void_p(out.pointer))
     assert b"thread (60, 0, 0): an illegal memory access" in reason
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_too_many_locations_are_named(emulation: Path, direction: str) -> None:
+    backend = Backend(ctypes.CDLL(str(emulation / "libmssts_cuda_emulated.so")), GuardedMemory)
+    call, kept = backend._temporal_call(TemporalCase("", T=2).inputs(torch.float32), 0)
+    kept["out"] = backend.room((64,), torch.float32)
+    call.out = call.grad_out = call.grad_query = kept["out"].pointer
+    call.locations = 2**45
+    with pytest.raises(RuntimeError, match=r"35184372088832 locations of \d+ heads .*; split them"):
+        backend.call(f"mssts_cuda_temporal_attn_{direction}", call)

@@ -300,16 +300,6 @@ def test_the_forward_without_tensor_cores_is_as_exact(backend: Backend, dtype: t
     assert launches[0] != launches[1]  # the shared memory tells the kernels apart
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_too_many_locations_are_named(backend: Backend, direction: str) -> None:
-    call, kept = backend._temporal_call(TemporalCase("", T=2).inputs(torch.float32), 0)
-    kept["out"] = kept["grad_out"] = backend.room((64,), torch.float32)
-    call.out = call.grad_out = call.grad_query = kept["out"].pointer
-    call.locations = 2**45
-    with pytest.raises(RuntimeError, match=r"35184372088832 locations of \d+ heads .*; split them"):
-        backend.call(f"mssts_cuda_temporal_attn_{direction}", call)
-
-
 @pytest.mark.parametrize("path", ["", "fma"])
 def test_the_environment_does_without_tensor_cores(emulation: Path, path: str) -> None:
     """A separate process, as the variable is read once, and no PyTorch: it is slow."""

@@ -22,10 +22,6 @@ import pytest
 import torch
 from support.tensorrt_driver import Built, Driver, Reply
 
-from mssts import kernels
-from mssts.errors import MsstsError
-from mssts.runners.tensorrt_library import load_plugins
-
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Error of the 16-bit kernels beyond the rounding of the result: none, as arithmetic is in fp32.
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
@@ -59,67 +55,10 @@ def test_opening_the_library_registers_the_plugins(built, start, when, scope):
 
 
 def test_tensorrt_loads_it_as_a_plugin_library_too(built, start):
-    """By the global registry, which finds them there already: opening the library has registered them."""
+    """By the global registry, where opening the library has registered them."""
     driver = start()
     assert driver("loadLibrary", built.library).result is False
     assert driver("creators", *NAMES).result == CREATORS
-
-
-# Registries of a runtime, as trtexec --dynamicPlugins and a plan that carries its plugins use them, exist without a GPU
-# in TensorRT-RTX alone. In one process with it is TensorRT itself, whose global registry is that of Triton's plugins.
-LOCAL = """
-import ctypes, sys
-import tensorrt_rtx_bindings as rtx
-runtime, library, asking = sys.argv[1:]
-def registry_of(path):
-    found = ctypes.CDLL(path).getPluginRegistry
-    found.restype = ctypes.c_void_p
-    return ctypes.c_void_p(found())
-tensorrt = registry_of(runtime)
-has = ctypes.CDLL(asking).has
-plugins = ctypes.CDLL(library)
-log = rtx.Logger(rtx.Logger.ERROR)
-one, other = rtx.Runtime(log), rtx.Runtime(log)
-def found(registry):
-    return registry.get_creator("MSDeformAttn", "1", "") is not None
-print(has(tensorrt), found(one.get_plugin_registry()), found(other.get_plugin_registry()))
-print(one.get_plugin_registry().load_library(library) is not None)
-print(has(tensorrt), found(one.get_plugin_registry()), found(other.get_plugin_registry()))
-path = next(line.split()[-1] for line in open("/proc/self/maps") if "libtensorrt_rtx.so" in line)
-plugins.mssts_register_tensorrt_plugins(registry_of(path))
-print(found(other.get_plugin_registry()), found(rtx.Builder(log).get_plugin_registry()))
-"""
-ASKING = """#include <NvInferRuntime.h>
-extern "C" int has(void* registry) {
-  return static_cast<nvinfer1::IPluginRegistry*>(registry)->getCreator("MSDeformAttn", "1", "") != nullptr;
-}
-"""
-
-
-@pytest.fixture
-def local(built, tmp_path):
-    """Runs a program with TensorRT-RTX, and gets the lines that it prints."""
-    pytest.importorskip("tensorrt_rtx_bindings")
-    (tmp_path / "asking.cpp").write_text(ASKING)
-    asking = tmp_path / "asking.so"
-    command = [built.flags[0], "-std=c++17", "-shared", "-fPIC", *built.flags[5:]]
-    subprocess.run([*command, tmp_path / "asking.cpp", "-o", asking], check=True)
-    program = [sys.executable, "-c", LOCAL, built.runtime, built.library, asking]
-    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=60)
-    return [line for line in done.stdout.splitlines() if not line.startswith("[")]  # not TensorRT's log
-
-
-def test_a_library_loaded_by_one_runtime_is_taken_from_no_other(local):
-    """A runtime has what it loads itself and what the global registry has, which loses nothing."""
-    assert local == ["1 False False", "True", "1 True False", "True True"]
-
-
-def test_another_tensorrt_does_not_find_the_plugins_and_the_message_says_why(built, monkeypatch):
-    rtx = pytest.importorskip("tensorrt_rtx_bindings")
-    monkeypatch.setattr(kernels, "library", lambda name: kernels.Library(name, built.library, ""))
-    registry = rtx.Runtime(rtx.Logger(rtx.Logger.ERROR)).get_plugin_registry()
-    with pytest.raises(MsstsError, match=rf"does not find MSDeformAttn.*built for TensorRT {built.major}\."):
-        load_plugins(registry)
 
 
 def test_a_second_copy_of_the_library_does_no_harm(built, start, tmp_path):

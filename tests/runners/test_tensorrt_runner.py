@@ -59,7 +59,7 @@ def test_a_shape_is_run_recorded_and_replayed(tmp_path, monkeypatch):
 
 
 def test_pycuda_alone_is_enough(tmp_path, monkeypatch):
-    """It has no CUDA graphs, and its calls need its context on the thread that makes them."""
+    """It has no CUDA graphs, and needs its context on the calling thread."""
     machine = Machine().install(monkeypatch, cuda="pycuda")
     runner = TensorRtRunner(write_plan(tmp_path))
     with ThreadPoolExecutor(1) as other:

@@ -38,7 +38,7 @@ def test_results_come_in_order_and_few_clips_are_taken_ahead(local):
 
 
 def test_the_next_clip_is_decoded_while_the_engine_runs(local, monkeypatch):
-    """The engine waits for the next clip's decoding, which would never come if they took turns."""
+    """The engine waits for the next clip, which never came if they took turns."""
     decoded, infer, decode = [threading.Event() for _ in range(3)], local._infer, local._decode
     at = {"decode": 0, "engine": 0}
 

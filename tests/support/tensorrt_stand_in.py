@@ -71,7 +71,7 @@ class Machine:
     def install(
         self, monkeypatch: Any, version: str = "11.1.0", gpu: Gpu | None = None, cuda: str = "cuda-python"
     ) -> Machine:
-        """Puts the modules where imports find them, and of CUDA's the one that `cuda` names."""
+        """Puts TensorRT and the CUDA package that `cuda` names where imports are."""
         gpu = gpu or Gpu("GPU A", "8.9")
         for module in (tensorrt_library, tensorrt_runner, tensorrt_builder):
             monkeypatch.setattr(module, "first_gpu", lambda: gpu)
@@ -90,7 +90,7 @@ class Machine:
         return self
 
     def open_library(self, path: Any) -> SimpleNamespace:
-        """Our library, which registers its plugins with the global registry when it is opened."""
+        """Our library, which registers its plugins globally when it is opened."""
         self.opened.append(str(path))
         self.global_registry.creators.update(PLUGINS)
         return SimpleNamespace(
