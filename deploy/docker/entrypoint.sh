@@ -47,6 +47,7 @@ key=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
 closed="model-repository,shared-memory,trace,logging:mssts=$key"
 server=(tritonserver "--model-repository=$repository" --model-control-mode=none --strict-readiness=true
   --exit-on-error=true --disable-auto-complete-config --grpc-infer-allocation-pool-size=1 --allow-client-shm=false
+  --grpc-http2-min-recv-ping-interval-without-data=50 # clients ask for signs of life (docs/serving.md)
   "--grpc-restricted-protocol=$closed" "--http-restricted-api=$closed" "${flags[@]}" "$@")
 if [ -z "${MSSTS_WATCH:-}" ]; then
   exec "${server[@]}"

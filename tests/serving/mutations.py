@@ -48,12 +48,13 @@ class Mutations:
         self._add(request, "score_threshold", "FP32", [1], struct.pack("<f", 0.1))
         return request
 
-    def largest(self) -> bytes:
-        """A good clip of the largest frames, whose memory is no leak."""
-        request = service_pb2.ModelInferRequest(model_name="mssts_vis")
+    def largest(self) -> list[bytes]:
+        """Good clips of the largest and of the most frames: their memory is no leak."""
+        large, many = (service_pb2.ModelInferRequest(model_name="mssts_vis") for _ in range(2))
         frames = encoded(np.full((2, 2160, 3840, 3), 90, np.uint8))
-        self._add(request, "frames_jpeg", "BYTES", [len(frames)], _byte_strings(frames))
-        return request.SerializeToString()
+        self._add(large, "frames_jpeg", "BYTES", [len(frames)], _byte_strings(frames))
+        self._add(many, "frames_raw", "UINT8", (64, 8, 8, 3), bytes(64 * 8 * 8 * 3))  # the engine's are larger
+        return [large.SerializeToString(), many.SerializeToString()]
 
     def protobuf(self) -> bytes:
         """A good message with bytes changed, left out, repeated or put in."""
