@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support.deployment import DEPLOY, ENTRYPOINT, ROOT, read_yaml, write_program
+from support.deployment import DEPLOY, ENTRYPOINT, ROOT, assert_silent, read_yaml, run, write_program
 from support.plan import write_plan
 from support.tools import needs_tool, tool
 from support.toy_engine import write_toy_engine
@@ -23,15 +22,6 @@ from mssts.contract import LIMITS
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 KUBERNETES = DEPLOY / "kubernetes"
 CUSTOM = {"PodMonitor", "PrometheusRule", "ScaledObject"}  # whose schemas come with their operators
-
-
-def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False, **options)
-
-
-def assert_silent(*arguments: str | Path) -> None:
-    done = run(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # --- Docker ---------------------------------------------------------------------------------------------------------

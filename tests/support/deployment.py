@@ -23,6 +23,17 @@ def read_yaml(path: Path) -> list[Any]:
     return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
 
 
+def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a program, and returns what it printed."""
+    return subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False, **options)
+
+
+def assert_silent(*arguments: str | Path) -> None:
+    """Runs a checker that must have nothing to say."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def write_program(path: Path, script: str) -> Path:
     """Writes an executable program."""
     path.parent.mkdir(parents=True, exist_ok=True)
