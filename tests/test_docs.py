@@ -45,7 +45,13 @@ PYTHON = [(page.name, text) for page in PAGES for language, text in blocks(page)
 
 
 def test_the_pages_have_commands_and_python() -> None:
-    assert {name for name, _ in COMMANDS} >= {"README.md", "custom-data.md", "benchmarks.md", "multi-gpu.md"}
+    assert {name for name, _ in COMMANDS} >= {
+        "README.md",
+        "custom-data.md",
+        "benchmarks.md",
+        "multi-gpu.md",
+        "outgrowing-one-machine.md",
+    }
     stages = {command.split()[0] for name, command in COMMANDS if name == "README.md"}
     assert stages >= {"data", "train", "export", "quantize", "build-engine", "serve", "predict", "evaluate"}
     assert "README.md" in {name for name, _ in PYTHON}

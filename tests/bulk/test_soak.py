@@ -71,19 +71,20 @@ def test_a_killed_worker(engine: Path, folder: Path, expected: bytes, tmp_path: 
 
 
 def test_a_lost_machine(engine: Path, folder: Path, expected: bytes, tmp_path: Path, two_machines: Any) -> None:
-    """The raylet of one node is killed with `kill -9`, and its workers end with it."""
+    """All processes of one node are killed with `kill -9`, as when its power goes."""
     other = two_machines.add_node(num_cpus=1)
     out = tmp_path / "out"
     with started(folder, "--model", engine, "--out", out, "--ray", two_machines.address) as driver:
         wait_for(lambda: len(parts(out)) >= 3, what="the third video")
         (raylet,) = other.all_processes["raylet"]
-        os.kill(raylet.process.pid, signal.SIGKILL)
+        for pid in (raylet.process.pid, *descendants(raylet.process.pid)):
+            os.kill(pid, signal.SIGKILL)
         code, _, errors = finish(driver)
     assert code == 0, errors
     assert (out / "results.json").read_bytes() == expected
     report = report_in(out)
-    nodes = {worker["node"]: worker["lost"] for worker in report["workers"]}
-    assert len(nodes) == 2 and any(nodes.values()), nodes
+    lost = {worker["node"] for worker in report["workers"] if worker["lost"]}
+    assert len(lost) == 1 and len({worker["node"] for worker in report["workers"]}) == 2, report["workers"]
     assert report["retries"] >= 1
 
 
@@ -98,7 +99,8 @@ def test_a_driver_that_dies_and_is_started_again(engine: Path, folder: Path, exp
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait(10)
     done = len(parts(out))
-    wait_for(lambda: not any(running(pid, line) for pid, line in left.items()), 60, "the end of Ray's processes")
+    # Ray's agents notice last, within half a minute on a quiet machine.
+    wait_for(lambda: not any(running(pid, line) for pid, line in left.items()), 180, "the end of Ray's processes")
     assert not (out / "results.json").exists()
     with started(*arguments, "--workers", 1, "--resume") as driver:
         code, _, errors = finish(driver)
