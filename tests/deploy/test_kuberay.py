@@ -1,4 +1,4 @@
-"""The files of `deploy/kuberay/`, by tools that read such files."""
+"""The files of `deploy/kuberay/`, by tools that read such files.
 
 The schema of a RayJob comes with KubeRay. Here its pods are checked, which are Kubernetes' own.
 """
