@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mssts.bench.ablation import runs
+from mssts.bench.ablation import report, runs
 from mssts.bench.ablation.configurations import Run, ordered_runs
 from mssts.bench.ablation.report import lines, plot, summary
 from mssts.bench.ablation.runs import Folders, Settings, do_run
@@ -120,6 +121,7 @@ def test_finished_runs_are_not_done_again(
         return made
 
     monkeypatch.setattr(runs, "do_run", fake)
+    monkeypatch.setattr(report, "costs", functools.cache(report.costs))
     words = ["bench", "ablation", "--runs", str(folders.root), "--configurations", "baseline", "all", "--seeds", "0"]
     words += ["--out", str(tmp_path / "out.json"), "--epochs", "1", "--jobs", "1"]
     assert main(words) == 2

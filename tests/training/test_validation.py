@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.small_training import CONFIG, PRESET, trainer
+from support.small_training import CONFIG, PRESET, SMALL, trainer
 
 from mssts.cli import main
 from mssts.data.moving_shapes import CATEGORIES
@@ -21,13 +21,20 @@ from mssts.prediction.results import RESULTS
 from mssts.training.trainer import MODEL_FILE
 from mssts.training.validation import BEST_FILE, VALIDATION_FILE, Validation
 
+# With half the channels, and saved no more often than needed: these tests write many checkpoints.
+HALF = replace(PRESET, model=replace(SMALL, backbone="resnet18_w32"))
+
+
+def plain(shapes, out, **changes):
+    return trainer(shapes, out, HALF, save_every=100, **changes)
+
 
 def rows(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((out / VALIDATION_FILE).read_text().splitlines()))
 
 
 def validated(shapes, out, **changes):
-    run = trainer(shapes, out, **changes)
+    run = plain(shapes, out, **changes)
     run.validation = Validation(shapes, CATEGORIES, out)
     return run
 
@@ -37,7 +44,7 @@ def pair(shapes, tmp_path_factory):
     """A run with validation and the same without."""
     folder = tmp_path_factory.mktemp("runs")
     runs = []
-    for make, name in ((validated, "with"), (trainer, "without")):
+    for make, name in ((validated, "with"), (plain, "without")):
         runs.append(make(shapes, folder / name))  # which seeds the random numbers
         runs[-1].train(progress=False)
     return runs
@@ -126,8 +133,8 @@ def test_videos_without_annotations_are_refused(shapes, tmp_path):
 
 
 def test_switches_threads_and_validation_are_options(shapes, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mssts.model.config.preset", lambda _: PRESET)
-    monkeypatch.setattr("mssts.training.config.recipe", lambda *_: replace(CONFIG, epochs=1, batch=4))
+    monkeypatch.setattr("mssts.model.config.preset", lambda _: HALF)
+    monkeypatch.setattr("mssts.training.config.recipe", lambda *_: replace(CONFIG, epochs=1, batch=4, save_every=100))
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     base = ["train", "--data", str(shapes), "--device", "cpu", "--threads", "1"]
