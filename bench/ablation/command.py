@@ -90,6 +90,7 @@ def _do(
     from mssts.bench.ablation.runs import do_run
 
     failed = threading.Event()
+    errors: list[BaseException] = []
 
     def one(each: Run) -> dict[str, Any] | None:
         return None if failed.is_set() else do_run(folders, each, settings, videos)
@@ -99,10 +100,13 @@ def _do(
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 each = waiting.pop(future)
-                if future.exception() is not None:
+                error = future.exception()
+                if error is not None:
                     failed.set()
-                row = future.result()
-                if row is not None:
+                    errors.append(error)
+                elif (row := future.result()) is not None:
                     rows[each] = row
                     print(f"{each.name}: AP {row['ap']:.3f}, {row['steps']} steps", flush=True)
                     write()
+    if errors:
+        raise errors[0]
