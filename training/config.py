@@ -126,7 +126,7 @@ _RECIPES = {
         sampling=Window(),
         every_frame=False,
         transform=ClipTransform((64, 72, 80), 160, crop=0.3, crop_size=RelativeCrop(0.6), jitter=0.2),
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         backbone_factor=1.0,
         frozen=(),
         lr_drops=(5,),

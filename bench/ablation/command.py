@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import threading
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from mssts.bench.ablation.configurations import CONFIGURATIONS, Run, ordered_runs
 from mssts.bench.arguments import check_positive
+from mssts.errors import MsstsError
 
 HELP = "trains with and without each of the paper's parts, on MovingShapes"
 
@@ -39,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train-videos", type=int, default=1500, metavar="N", help="the first N of the split (default: all 1500)"
     )
     parser.add_argument(
+        "--init", type=Path, metavar="FILE",
+        help="checkpoint that every run starts from, such as a baseline trained on single frames (default: at random)",
+    )  # fmt: skip
+    parser.add_argument(
         "--collect", action="store_true", help="do no run; write the rows and the plot of those that are finished"
     )
 
@@ -46,13 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Does the runs, and writes the table after each."""
     from mssts.bench.ablation.report import costs, lines, plot
-    from mssts.bench.ablation.runs import Folders, Settings, finished_row, make_data, training_file
+    from mssts.bench.ablation.runs import Folders, Settings, do_run, finished_row, make_data, training_file
     from mssts.data.moving_shapes import CATEGORIES_1
-    from mssts.files import write_json
+    from mssts.files import sha256, write_json
     from mssts.provenance import provenance
 
     check_positive(arguments, "jobs", "epochs")
-    settings = Settings(arguments.preset, arguments.epochs, arguments.train_videos, "val")
+    if arguments.init is not None and not arguments.init.is_file():
+        raise MsstsError(f"--init {arguments.init}: no such file; expected a checkpoint of `mssts train`")
+    started = None if arguments.init is None else sha256(arguments.init)
+    settings = Settings(arguments.preset, arguments.epochs, arguments.train_videos, "val", started)
     folders = Folders(arguments.runs.absolute())
     runs = ordered_runs(arguments.configurations, arguments.seeds)
     rows = {each: row for each in runs if (row := finished_row(folders, each, settings)) is not None}
@@ -69,7 +78,12 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.collect and len(rows) < len(runs):
         make_data(folders, ("train", settings.split))
         videos = training_file(folders, settings.train_videos)
-        _do(folders, [each for each in runs if each not in rows], settings, videos, arguments.jobs, rows, write)
+        init = None if arguments.init is None else arguments.init.absolute()
+
+        def one(each: Run) -> dict[str, Any]:
+            return do_run(folders, each, settings, videos, init)
+
+        _do([each for each in runs if each not in rows], one, arguments.jobs, rows, write)
     write()
     print("\n".join(lines([rows[each] for each in runs if each in rows])))
 
@@ -81,22 +95,24 @@ def _report(rows: list[dict[str, Any]], settings: Any, machine: dict[str, Any]) 
 
 
 def _do(
-    folders: Any, runs: list[Run], settings: Any, videos: Path, jobs: int, rows: dict[Run, Any], write: Any
+    runs: list[Run],
+    do: Callable[[Run], dict[str, Any]],
+    jobs: int,
+    rows: dict[Run, Any],
+    write: Callable[[], None],
 ) -> None:
     """Does the runs, `jobs` at once, and writes the table after each.
 
     The first that fails is raised once the others in progress are done.
     """
-    from mssts.bench.ablation.runs import do_run
-
     failed = threading.Event()
     errors: list[BaseException] = []
 
-    def one(each: Run) -> dict[str, Any] | None:
-        return None if failed.is_set() else do_run(folders, each, settings, videos)
+    def unless_failed(each: Run) -> dict[str, Any] | None:
+        return None if failed.is_set() else do(each)
 
     with ThreadPoolExecutor(jobs) as pool:
-        waiting: dict[Future[dict[str, Any] | None], Run] = {pool.submit(one, each): each for each in runs}
+        waiting: dict[Future[dict[str, Any] | None], Run] = {pool.submit(unless_failed, each): each for each in runs}
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 each = waiting.pop(future)

@@ -31,6 +31,7 @@ class Settings:
     epochs: int
     train_videos: int
     split: str
+    init_sha256: str | None = None  # of the checkpoint that all start from
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,15 @@ def finished_row(folders: Folders, run: Run, settings: Settings) -> dict[str, An
     return row
 
 
-def do_run(folders: Folders, run: Run, settings: Settings, videos: Path) -> dict[str, Any]:
+def do_run(folders: Folders, run: Run, settings: Settings, videos: Path, init: Path | None = None) -> dict[str, Any]:
     """Does what is left of a run, and returns its row.
+
+    Args:
+        folders: where everything lies.
+        run: the configuration and the seed.
+        settings: what all runs have in common.
+        videos: the file to train on.
+        init: the checkpoint to start from, at random if None.
 
     Raises:
         MsstsError: a command failed; the message names its log.
@@ -91,10 +99,11 @@ def do_run(folders: Folders, run: Run, settings: Settings, videos: Path) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     trained, log = folder / "train", folder / "log.txt"
     resume = ["--resume"] if (trained / "training_state.pt").exists() else []
+    start = resume or (["--init", str(init)] if init is not None else [])
     before = _steps_of(trained) if resume else 0
     train = ["train", "--preset", settings.preset, "--data", str(videos), "--out", str(trained), "--threads", "1"]
     train += ["--epochs", str(settings.epochs), "--seed", str(run.seed), "--switches", *run.switches]
-    train_seconds = _mssts([*train, *resume], log)
+    train_seconds = _mssts([*train, *start], log)
     truth = folders.data(settings.split) / "instances.json"
     predicted = folder / "predicted"
     predict = [

@@ -109,7 +109,7 @@ def test_finished_runs_are_not_done_again(
     done: list[str] = []
     stops = [True]
 
-    def fake(folders: Folders, run: Run, settings: Settings, videos: Path) -> dict[str, Any]:
+    def fake(folders: Folders, run: Run, settings: Settings, *_: object) -> dict[str, Any]:
         if run.configuration == "all" and stops:
             stops.clear()
             raise MsstsError("stopped")
