@@ -90,17 +90,21 @@ SETTINGS = Settings("mini", 1, 1500, "val")
 
 def test_a_run_trains_predicts_and_is_scored(folders: Folders) -> None:
     """One step of the real commands, in their own processes."""
-    run = Run("temporal", 3)
-    found = do_run(folders, run, SETTINGS, folders.data("train") / "instances.json")
-    assert (found["configuration"], found["seed"], found["steps"]) == ("temporal", 3, 1)
-    assert found == json.loads((folders.run(run) / "row.json").read_text())
+    videos, baseline, run = folders.data("train") / "instances.json", Run("baseline", 2), Run("temporal", 3)
+    found = do_run(folders, baseline, SETTINGS, videos)
+    assert (found["configuration"], found["seed"], found["steps"]) == ("baseline", 2, 1)
+    assert found == json.loads((folders.run(baseline) / "row.json").read_text())
+    assert found["object_frames"] > 0
+    assert "loss" in found["last_losses"]
+    # Another configuration goes on from it.
+    trained = folders.run(baseline) / "train" / "model.safetensors"
+    do_run(folders, run, SETTINGS, videos, trained)
+    assert f"started from {trained}; not in it and new: decoder" in (folders.run(run) / "log.txt").read_text()
     described = json.loads((folders.run(run) / "train" / "run.json").read_text())
     assert described["model"]["switches"] == {
         "intra_scale": False, "inter_scale": False, "temporal_decoder": True, "discriminator": False
     }  # fmt: skip
     assert described["seed"] == 3
-    assert found["object_frames"] > 0
-    assert "loss" in found["last_losses"]
 
 
 def test_finished_runs_are_not_done_again(
@@ -136,6 +140,8 @@ def test_finished_runs_are_not_done_again(
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == 2
     assert main([*words[:-4], "--epochs", "2"]) == 2
     assert "of a run with other settings" in capsys.readouterr().err
+    assert main([*words, "--init", "nowhere.safetensors"]) == 2
+    assert "--init nowhere.safetensors: no such file" in capsys.readouterr().err
     assert main(["bench", "ablation", "--configurations", "none", "--runs", str(tmp_path)]) == 2
     assert "unknown configuration 'none'" in capsys.readouterr().err
 
