@@ -205,7 +205,10 @@ class Backend:
         return call, kept
 
     def deform_forward(self, inputs: DeformInputs, offset: int = 0, flags: int = 0, only: str = "") -> Tensor:
-        """out_NQC, with tensors of the value's dtype, or `only` one of them, misaligned by `offset` bytes."""
+        """out_NQC, with tensors misaligned by `offset` bytes.
+
+        They are those of the value's dtype, or `only` one of them.
+        """
         call, kept = self._deform_call(inputs, offset, only)
         call.flags = flags
         shape = (call.batch, call.queries, call.heads * call.channels)
