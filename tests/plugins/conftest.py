@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.cuda_backends import (
+    ORDERS,
     Backend,
     DeviceMemory,
     GuardedMemory,
@@ -24,9 +25,6 @@ def emulation() -> Path:
     if tool := missing_tool():
         pytest.skip(f"the emulation is built with {tool}, which is not installed")
     return build_emulation()
-
-
-ORDERS = [0, -1, 7]  # of threads and blocks: ascending, descending, random
 
 
 @pytest.fixture(scope="session", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

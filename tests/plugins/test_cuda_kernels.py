@@ -20,6 +20,7 @@ import torch
 from support.cuda_backends import (
     DETERMINISTIC,
     NO_TENSOR_CORES,
+    ORDERS,
     Backend,
 )
 from support.kernel_cases import (

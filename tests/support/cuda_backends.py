@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLUGINS, EMULATION = ROOT / "plugins", ROOT / "tests" / "cuda_emulation"
 SUFFIXES = (".h", ".cuh", ".cu", ".cpp", ".txt")
 DETERMINISTIC, NO_TENSOR_CORES = 1, 2
+ORDERS = [0, -1, 7]  # of threads and blocks: ascending, descending, random
 # Tools that the emulation is built with.
 TOOLS = ("c++", "cmake")
 
