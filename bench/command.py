@@ -16,6 +16,7 @@ BENCHMARKS = {
     "ap": "mssts.bench.ap.command",
     "compare": "mssts.bench.compare",
     "fps": "mssts.bench.fps.command",
+    "gpu-model": "mssts.bench.gpu_model.command",
     "kernels": "mssts.bench.kernels.command",
     "load": "mssts.bench.load",
     "profile": "mssts.bench.profile.command",

@@ -1,4 +1,4 @@
-"""The forward of an encoder, whose queries are its tokens, and of tensors at odd addresses."""
+"""The forward where every token is a query, or a tensor lies at an odd address."""
 
 from __future__ import annotations
 

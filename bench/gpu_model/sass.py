@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
-class ReportError(Exception):
-    """A tool is missing, or its answer is not what was expected."""
+from mssts.errors import MsstsError
 
 
 def tool(name: str) -> str:
@@ -27,7 +26,7 @@ def tool(name: str) -> str:
     for folder in folders:
         if (folder / name).is_file():
             return str(folder / name)
-    raise ReportError(f"{name} is not on PATH: install the CUDA toolkit, or pip install nvidia-{name_of_wheel(name)}")
+    raise MsstsError(f"{name} is not on PATH: install the CUDA toolkit, or pip install nvidia-{name_of_wheel(name)}")
 
 
 def name_of_wheel(name: str) -> str:
@@ -36,10 +35,15 @@ def name_of_wheel(name: str) -> str:
 
 
 def run(*command: str) -> str:
-    """The standard output of a command."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """The standard output of a command.
+
+    cuobjdump calls nvdisasm, which is on its PATH then.
+    """
+    paths = [os.environ.get("PATH", ""), str(Path(tool("nvdisasm")).parent)]
+    environment = {**os.environ, "PATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        raise ReportError(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        raise MsstsError(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     return done.stdout
 
 
