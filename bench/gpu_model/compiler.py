@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mssts.bench.gpu_model.sass import Instruction, demangle, listings, loops_of, never_taken, resources
+from mssts.bench.gpu_model.sass import Instruction, demangle, listings, loops_of, resources
 from mssts.errors import MsstsError
 
 
@@ -48,7 +48,6 @@ class Launch:
         points: that a warp computes in all (a point of one head and query).
         trips: how often the loops around the tokens' loads run, outermost first.
         load: the opcode of a token's load.
-        never: opcodes of code that does not run in this call.
     """
 
     kernel: str
@@ -59,7 +58,6 @@ class Launch:
     points: int
     trips: tuple[int, ...]
     load: str
-    never: tuple[str, ...] = ()
 
     @property
     def stock(self) -> bool:
@@ -75,9 +73,8 @@ def _tensor(dtype: str, name: str) -> Launch:
 
 
 def _backward(dtype: str, name: str, load: str) -> Launch:
-    # Rounds of 8 points, points, passes over the channels: 4 items a warp. Sums in fixed point: deterministic calls.
-    fixed = ("F2I.S64", "RED.E.ADD.64", "REDG.E.ADD.64")
-    return Launch(f"deform_backward<{name}, 4, 8>", dtype, True, 256, 8 * 768 + 64, 4 * 16, (2, 8, 1), load, fixed)
+    # Rounds of 8 points, points: 4 items a warp.
+    return Launch(f"deform_backward<{name}, 4, 8, true>", dtype, True, 256, 8 * 768 + 64, 4 * 16, (2, 8), load)
 
 
 def _stock(dtype: str, name: str, load: str) -> list[Launch]:
@@ -143,7 +140,7 @@ def count(code: list[Instruction], launch: Launch) -> int:
 
     Code outside of these loops counts once, that of branches too, to the first EXIT or vote after them: what stands
     behind the vote computes again what is not finite. Not counted: unrolled loops beside the nest (4 loads or more: for
-    more points than a lane has here) and what `never_taken` finds. All corners count as inside of their levels.
+    more points than a lane has here). All corners count as inside of their levels.
     """
     loops = loops_of(code)
 
@@ -164,8 +161,7 @@ def count(code: list[Instruction], launch: Launch) -> int:
     )
     if len(nest) != len(launch.trips):
         raise MsstsError(f"{len(nest)} loops around the loads of tokens, {len(launch.trips)} expected")
-    skipped = never_taken(code, launch.never)
-    skipped += [loop for loop in loops if loop not in nest and loads(loop, "LDG") >= 4]
+    skipped = [loop for loop in loops if loop not in nest and loads(loop, "LDG") >= 4]
     end = next(
         (
             i.address

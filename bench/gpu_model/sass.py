@@ -105,26 +105,3 @@ def loops_of(code: list[Instruction]) -> list[tuple[int, int]]:
         if instruction.opcode.startswith("BRA") and target and int(target[1], 16) < instruction.address:
             loops.append((int(target[1], 16), instruction.address))
     return loops
-
-
-def branch_target(instruction: Instruction) -> int | None:
-    """The target of a branch."""
-    target = re.search(r"0x([0-9a-f]+)\s*$", instruction.operands)
-    return int(target[1], 16) if instruction.opcode.startswith("BRA") and target else None
-
-
-def never_taken(code: list[Instruction], marks: tuple[str, ...]) -> list[tuple[int, int]]:
-    """(first, last) address of each `else` that holds a marked opcode.
-
-    The compiler ends the `if` with an unconditional branch past the `else`: what lies between that branch and its
-    target does not run where the `if` does.
-    """
-    regions = []
-    for at, instruction in enumerate(code):
-        target = branch_target(instruction)
-        if target is None or instruction.predicated or target <= instruction.address:
-            continue
-        between = [i for i in code[at + 1 :] if i.address < target]
-        if any(i.opcode.startswith(mark) for i in between for mark in marks):
-            regions.append((between[0].address, between[-1].address))
-    return regions
