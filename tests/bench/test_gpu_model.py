@@ -20,7 +20,7 @@ from mssts.bench.kernels.workloads import DeformWorkload
 from mssts.cli import main
 from mssts.errors import MsstsError
 
-ONE_FRAME = DeformWorkload("encoder", 1, ((16, 24), (8, 12), (4, 6), (2, 3)), heads=1)
+ONE_FRAME = DeformWorkload("encoder", 1, ((8, 16), (4, 8), (2, 4), (1, 2)), heads=1)
 
 
 def test_a_large_cache_fetches_every_sector_that_is_read_once() -> None:
@@ -40,7 +40,7 @@ def test_no_cache_fetches_every_corner() -> None:
 
 
 def test_tiles_fetch_less_than_rows_and_shared_memory_least() -> None:
-    wide = replace(ONE_FRAME, shapes=((32, 64), (16, 32), (8, 16), (4, 8)))
+    wide = replace(ONE_FRAME, shapes=((32, 48), (16, 24), (8, 12), (4, 6)))
     small = replace(OURS, cache_bytes=16 * 1024, block_items=64)
     rows = simulate(wide, replace(small, tiled=False), every=8)
     tiles = simulate(wide, small, every=8)
