@@ -1,4 +1,7 @@
-"""`mssts bench gpu-model`: what the GPU's kernels and a clip can reach, without a GPU (see docs/benchmarks.md)."""
+"""`mssts bench gpu-model`: bounds of the CUDA kernels and of a clip.
+
+It needs no GPU. See docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def kernel_rows(library: Path, architecture: int, stock: Path | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of the encoder call's kernels, one for each offset where the L1 is simulated, then of all other kernels.
+    """Rows of the encoder call's kernels, then of all other kernels.
+
+    A forward has one for each offset, for which the L1 is simulated.
 
     Raises:
         MsstsError: the library has no kernel of the encoder call for this architecture, or cannot be read.
@@ -96,7 +101,10 @@ def kernel_rows(library: Path, architecture: int, stock: Path | None = None) -> 
 
 
 def _with_traffic(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The row of a forward once for each offset, with traffic and bounds; that of a backward as it is."""
+    """The rows of one kernel.
+
+    A forward's is there once for each offset, with traffic and bounds.
+    """
     from mssts.bench.gpu_model.l1_cache import OURS, STOCK
 
     workload = encoder()
@@ -144,7 +152,10 @@ def _bounds(workload: DeformWorkload, design: Design, issue_us: float | None) ->
 
 
 def design_rows() -> Iterator[dict[str, Any]]:
-    """Traffic and bounds of the kernel's design beside others that were considered, without issue."""
+    """Traffic and bounds of the kernel's design beside others.
+
+    Instructions are not among the bounds: the others have no code.
+    """
     from mssts.bench.gpu_model.l1_cache import BEFORE, OURS, PERSISTENT
 
     for design in (BEFORE, OURS, PERSISTENT):

@@ -136,7 +136,9 @@ class Kernel:
 
 
 def count(code: list[Instruction], launch: Launch) -> int:
-    """The instructions that one warp issues, by how often the loops around the tokens' loads run.
+    """The instructions that one warp issues.
+
+    They are counted by how often the loops around the tokens' loads run.
 
     Code outside of these loops counts once, that of branches too, to the first EXIT or vote after them: what stands
     behind the vote computes again what is not finite. Not counted: unrolled loops beside the nest (4 loads or more: for
@@ -203,7 +205,9 @@ def occupancy(kernel: Kernel, launch: Launch) -> float | None:
 
 
 def kernels_of(library: Path, only: int | None = None) -> list[Kernel]:
-    """`cuobjdump`'s figures for every kernel of a library or cubin, of one architecture or of all.
+    """`cuobjdump`'s figures for every kernel of a library or cubin.
+
+    They are of one architecture, or of all.
 
     Raises:
         MsstsError: there is no disassembler, or it cannot read the file.

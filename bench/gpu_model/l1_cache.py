@@ -1,4 +1,4 @@
-"""Simulation of the L1 cache of a GPU's multiprocessors under a forward of MSDeformAttn.
+"""Simulation of a GPU's L1 caches under a forward of MSDeformAttn.
 
 It counts what the L2 has to deliver. The L1 is taken as fully associative, least recently used first out, of 128-byte
 lines whose 32-byte sectors are filled one by one, as NVIDIA describes it; the warps of the blocks that reside on a
@@ -142,9 +142,9 @@ def simulate(workload: DeformWorkload, design: Design, every: int = 33) -> Traff
 
 
 def query_order(shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """The order in which the kernel takes the tokens (plugins/cuda/deform_attn_order.cuh).
+    """The order in which the kernel takes the tokens.
 
-    Bands of 8 rows of a level, each in tiles of 8 columns, each tile row by row.
+    It is that of plugins/cuda/deform_attn_order.cuh: bands of 8 rows of a level, each in tiles of 8 columns, each tile row by row.
     """
     order, start = [], 0
     for height, width in shapes:
@@ -202,7 +202,10 @@ def _own_blocks(blocks: list[list[Item]], multiprocessor: int, design: Design) -
 
 
 def _turns(blocks: list[list[Item]], design: Design, workload: DeformWorkload) -> Iterator[tuple[list[Item], int]]:
-    """The loads of a multiprocessor in turn: the items of each, and its point, or -1 for their inputs."""
+    """The loads of a multiprocessor in turn.
+
+    Of each the items and the point, or -1 for their inputs.
+    """
     points = len(workload.shapes) * workload.points
 
     def loads(items: list[Item]) -> Iterator[tuple[list[Item], int]]:
