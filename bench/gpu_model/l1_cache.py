@@ -144,7 +144,8 @@ def simulate(workload: DeformWorkload, design: Design, every: int = 33) -> Traff
 def query_order(shapes: tuple[tuple[int, int], ...]) -> np.ndarray:
     """The order in which the kernel takes the tokens.
 
-    It is that of plugins/cuda/deform_attn_order.cuh: bands of 8 rows of a level, each in tiles of 8 columns, each tile row by row.
+    It is that of plugins/cuda/deform_attn_order.cuh: bands of 8 rows of a level, each in tiles of 8 columns, each tile
+    row by row.
     """
     order, start = [], 0
     for height, width in shapes:

@@ -1,4 +1,4 @@
-"""`mssts bench gpu-model`: the reader of machine code, the simulation of the L1, and the record."""
+"""`mssts bench gpu-model`: machine code, the simulation of the L1, the record."""
 
 from __future__ import annotations
 
