@@ -18,6 +18,7 @@ BENCHMARKS = {
     "fps": "mssts.bench.fps.command",
     "gpu-model": "mssts.bench.gpu_model.command",
     "kernels": "mssts.bench.kernels.command",
+    "linking": "mssts.bench.linking.command",
     "load": "mssts.bench.load",
     "profile": "mssts.bench.profile.command",
     "report": "mssts.bench.report.command",

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mssts.manifest import Category
+from mssts.prediction.tracking import Track
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ class VideoResult:
 
     Attributes:
         entries: of the submission.
+        tracks: that they are of.
         report: on the video.
         stage_seconds: as in `PredictReport`.
     """
 
     entries: list[dict[str, Any]]
+    tracks: tuple[Track, ...]
     report: VideoReport
     stage_seconds: dict[str, float]
 

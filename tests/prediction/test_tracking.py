@@ -64,6 +64,14 @@ def encode(mask: np.ndarray | None) -> bytes | None:
     return None if mask is None or not mask.any() else coco_mask.encode(np.asfortranarray(mask))["counts"]
 
 
+def extent(mask: np.ndarray | None) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 of a mask's pixels."""
+    if mask is None or not mask.any():
+        return 0, 0, 0, 0
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def found(start: int, end: int, objects: Sequence[tuple[int, float, Masks]]) -> Instances:
     """A perfect engine's findings in frames start … end − 1, best first.
 
@@ -75,7 +83,7 @@ def found(start: int, end: int, objects: Sequence[tuple[int, float, Masks]]) -> 
     return Instances(
         scores=np.array([score for _, score, _ in ordered], np.float32),
         labels=np.array([label for label, _, _ in ordered], np.int32),
-        boxes=np.array([[[start + t, 0, 1, 1] for t in range(end - start)] for _ in ordered], np.float32).reshape(
+        boxes=np.array([[extent(mask) for mask in masks[start:end]] for _, _, masks in ordered], np.float32).reshape(
             len(ordered), end - start, 4
         ),
         rles=tuple(tuple(encode(mask) for mask in masks[start:end]) for _, _, masks in ordered),
