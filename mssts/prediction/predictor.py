@@ -226,9 +226,9 @@ def predict_video(
     )
     return VideoResult(
         entries=submission_entries(video.id, video.size, tracks, mapped.by_label)[:_MAX_TRACKS],
-        tracks=tuple(tracks),
         report=report,
         stage_seconds=clock.split(before, segmenter.stage_seconds()),
+        tracks=tuple(tracks),
     )
 
 

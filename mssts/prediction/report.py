@@ -46,15 +46,15 @@ class VideoResult:
 
     Attributes:
         entries: of the submission.
-        tracks: that they are of.
         report: on the video.
         stage_seconds: as in `PredictReport`.
+        tracks: that the entries are of.
     """
 
     entries: list[dict[str, Any]]
-    tracks: tuple[Track, ...]
     report: VideoReport
     stage_seconds: dict[str, float]
+    tracks: tuple[Track, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class LinkOptions:
 
     Attributes:
         reentry_frames: how long an object may be out of sight and keep its identity.
-        reach: how far, in its own sizes, it may come back from where it was last seen.
+        reach: how far, in its own sizes, it may come back from where it was last seen at most.
+        speed: by how much that distance grows from 1 with each frame out of sight.
         min_overlap: what overlaps by less in the frames that two windows share is another object.
         box_share: of boxes in that overlap, the rest being of masks.
         class_power: of the likeness of classes.
@@ -40,6 +41,7 @@ class LinkOptions:
 
     reentry_frames: int = 30
     reach: float = 4.0
+    speed: float = 0.25
     min_overlap: float = 0.1
     box_share: float = 0.5
     class_power: float = 2.0
@@ -287,9 +289,10 @@ class Linker:
         apart_KN2 = (_centres(old_K4)[:, None] - _centres(new_N4)) / _sides(old_K4, new_N4)[..., None]
         distance_KN = np.linalg.norm(apart_KN2, axis=-1)
         last_K = np.array([track.last_visible for track in self._recent])
-        in_time_KN = start + np.array(first_N) - last_K[:, None] <= self._options.reentry_frames
+        hidden_KN = start + np.array(first_N) - last_K[:, None]
+        reach_KN = np.minimum(1 + self._options.speed * hidden_KN, self._options.reach)
         near_KN = _REENTRY_WEIGHT * (1 - 0.9 * distance_KN / self._options.reach)
-        return np.where(in_time_KN & (distance_KN <= self._options.reach), near_KN, 0)
+        return np.where((hidden_KN <= self._options.reentry_frames) & (distance_KN <= reach_KN), near_KN, 0)
 
     def _likeness(self, objects: Sequence[Detection]) -> np.ndarray:
         """How well classes and colours agree, float64 [K, N]."""
