@@ -1,4 +1,4 @@
-"""Figures of linking: long MovingShapes videos, the same windows linked in several ways.
+"""Figures of linking: the same windows of long videos, linked in several ways.
 
 The engine sees each window once. What it found is then linked by the default, by the default less one of its parts, and
 by an oracle that knows the ground truth. The oracle's figures are the bound of any linking of these windows.
@@ -38,14 +38,16 @@ VARIANTS = {
     "no colours": replace(DEFAULT, colour_power=0),
     "no classes": replace(DEFAULT, class_power=0),
     "no re-entry": replace(DEFAULT, reentry_frames=0),
-    "masks alone": replace(DEFAULT, box_share=0),
-    "mean score": replace(DEFAULT, score_prior_frames=0),
+    "no certainty": replace(DEFAULT, score_prior_frames=0),
 }
 
 
 @dataclass(frozen=True)
 class VideoWindows:
-    """What an engine found in a video: (start, frames, instances, their colours) of each window."""
+    """What an engine found in a video.
+
+    `windows` has of each window its start, number of frames, instances and their colours.
+    """
 
     video_id: int
     windows: tuple[tuple[int, int, Instances, np.ndarray], ...]
@@ -53,7 +55,10 @@ class VideoWindows:
 
 @dataclass(frozen=True)
 class SetWindows:
-    """A data set's ground truth, as the JSON value of its `instances.json`, and the windows of its videos."""
+    """What an engine found in a data set.
+
+    `truth` is the JSON value of its `instances.json`.
+    """
 
     truth: dict[str, Any]
     videos: tuple[VideoWindows, ...]
@@ -74,7 +79,7 @@ def measure_linking(data: SetWindows, frames: int) -> list[dict[str, Any]]:
             size = video.windows[0][2].size
             entries += submission_entries(video.video_id, size, tracks, categories)[:_MAX_ENTRIES]
             # Identities are counted under the one class that is drawn.
-            drawn = [replace(track, class_scores={track.label: track.score}) for track in tracks]
+            drawn = [replace(track, class_scores={track.label: track.score}, certainty=1) for track in tracks]
             best += submission_entries(video.video_id, size, drawn, categories)
         metrics, tracking = evaluate(data.truth, entries), evaluate_tracking(data.truth, best)
         precision = {"ap": metrics.ap, "ap50": metrics.ap50, "ap75": metrics.ap75}

@@ -36,7 +36,9 @@ _KEEP = 1000.0  # an identity that goes on outweighs every overlap, as in TrackE
 
 @dataclass(frozen=True)
 class TrackingMetrics:
-    """Figures of tracking, from 0 to 1 but for `mota`, which may be negative, and counts.
+    """Figures of tracking.
+
+    Shares are from 0 to 1, but `mota` may be negative.
 
     Attributes:
         hota: the geometric mean of `det_a` and `ass_a` at each threshold, averaged.
@@ -69,7 +71,7 @@ class TrackingMetrics:
 
 @dataclass(frozen=True)
 class FrameOverlap:
-    """Objects and tracks of one class that are visible in one frame, and the IoU of each pair.
+    """IoU of each object with each track of one class in one frame.
 
     Both are numbered from 0 within their video and class.
     """

@@ -56,7 +56,10 @@ def colour_histograms(found: Instances, frames: Sequence[Frame]) -> np.ndarray:
 
 
 def likeness(first_KD: np.ndarray, second_ND: np.ndarray) -> np.ndarray:
-    """Bhattacharyya coefficients [K, N] of histograms, 1 for equal ones. An empty one is like any other."""
+    """Bhattacharyya coefficients [K, N] of histograms, 1 for equal ones.
+
+    An empty one is like any other.
+    """
     first_KD, second_ND = _normalised(first_KD), _normalised(second_ND)
     alike_KN = np.clip(np.sqrt(first_KD) @ np.sqrt(second_ND).T, 0, 1)
     known_KN = first_KD.any(axis=1)[:, None] & second_ND.any(axis=1)

@@ -1,4 +1,4 @@
-"""Objects of one window: an engine's instances, with the hypotheses of one object put together.
+"""Objects of one window, from the several hypotheses that an engine has of each.
 
 Letters: N instances, K and L lists of masks, T frames, D bins of colour.
 """

@@ -129,10 +129,11 @@ class MotsWriter:
 
 
 class CocoWriter:
-    """Context manager that writes videos as one COCO JSON, an image a frame and an annotation an object in it.
+    """Context manager that writes videos as one COCO JSON.
 
-    pycocotools reads it. Beside COCO's own fields an image has `video_id` and `frame_id` (from 0), an annotation
-    `track_id` and `score`, so it is a COCO-video file too. `file_name` is `VIDEO/000000.jpg`, which need not exist.
+    An image is a frame, an annotation an object in it. pycocotools reads it. Beside COCO's own fields an image has
+    `video_id` and `frame_id` (from 0), an annotation `track_id` and `score`, so it is a COCO-video file too.
+    `file_name` is `VIDEO/000000.jpg`, which need not exist.
 
     The file appears when the block ends well. Until then annotations lie in a temporary file, not in memory.
     """

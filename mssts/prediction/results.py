@@ -22,15 +22,16 @@ RESULTS = "results.json"  # the name that the benchmark's server looks for in an
 def submission_entries(
     video_id: int, size: tuple[int, int], tracks: Iterable[Track], categories: Sequence[Category | None]
 ) -> list[dict[str, Any]]:
-    """The entries of one video, best first: one for each category that a track may be of.
+    """The entries of one video, best first.
 
-    Masks are COCO run lengths of `size` (height, width) or null. `categories` are by label.
+    A track has one for each category that it may be of. Masks are COCO run lengths of `size` (height, width) or null.
+    `categories` are by label.
     """
     entries: list[dict[str, Any]] = [
         {
             "video_id": video_id,
             "category_id": category.id,
-            "score": score,
+            "score": score * track.certainty,
             "segmentations": [masks.to_json(rle, size) for rle in track.rles],
         }
         for track in tracks

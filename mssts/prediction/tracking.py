@@ -36,7 +36,7 @@ class LinkOptions:
         colour_power: of the likeness of colours, which differ little: 0.9 is far from the same object.
         track_prior_frames: a track's weight grows with its life, and is half its score after so many frames. A new one
             then does not take an old one's object.
-        score_prior_frames: likewise of the score, as a track that only one window knows is often a mistake.
+        score_prior_frames: likewise of `Track.certainty`.
     """
 
     reentry_frames: int = 30
@@ -57,11 +57,13 @@ class Track:
     Attributes:
         id: from 1, in the order in which the objects appear.
         label: its best class, an index into the manifest's categories.
-        score: of that class: the sum over its windows of the class's score there × the frames that the window
-            contributed, ÷ (those frames + 2). It is close to the mean, and lower for an object that one window knows.
+        score: of that class: its mean over the windows the object was found in, each weighted by the frames it
+            contributed.
         rles: a frame's mask as COCO compressed run lengths; None where the object is not visible.
         boxes_T4: float32, x1 y1 x2 y2 in pixels; NaN in the frames of windows that did not find it.
         class_scores: the same of each class that it was found as, by label, best first.
+        certainty: frames ÷ (frames + 2), as what only one window has found is often a mistake. A submission, where
+            tracks of all videos are ranked, has scores × certainty.
     """
 
     id: int
@@ -70,6 +72,7 @@ class Track:
     rles: tuple[bytes | None, ...]
     boxes_T4: np.ndarray
     class_scores: dict[int, float] = field(default_factory=dict)
+    certainty: float = 1.0
 
     def in_categories(self, by_label: Sequence[Category | None]) -> list[tuple[Category, float]]:
         """The categories of its classes with their scores, best first.
@@ -101,7 +104,7 @@ class _OpenTrack:
     def class_scores(self) -> dict[int, float]:
         """By label, best first."""
         ordered = sorted(self.weighted_scores.items(), key=lambda item: -item[1])
-        return {label: score / (self.frames + self.options.score_prior_frames) for label, score in ordered}
+        return {label: score / self.frames for label, score in ordered}
 
     @property
     def weight(self) -> float:
@@ -210,10 +213,10 @@ class Linker:
         return sorted(visible, key=lambda instance: -instance.score)
 
     def forget(self, before: int) -> None:
-        """Frees what no later window needs, so that memory stays bounded in a stream without an end.
+        """Frees what no later window needs.
 
-        That is the tracks that no window may continue, and masks and boxes of frames before `before`, where no later
-        window starts. `tracks()` then lacks them.
+        Memory then stays bounded in a stream without an end. What goes is the tracks that no window may continue, and
+        masks and boxes of frames before `before`, where no later window starts. `tracks()` then lacks them.
         """
         self._tracks = list(self._recent)
         for track in self._recent:
@@ -229,7 +232,8 @@ class Linker:
             label, score = next(iter(scores.items()))
             rles = tuple(track.rles.get(t) for t in range(self._length))
             boxes_T4 = np.stack([track.boxes.get(t, absent) for t in range(self._length)])
-            tracks.append(Track(track.id, label, score, rles, boxes_T4, scores))
+            certainty = track.frames / (track.frames + self._options.score_prior_frames)
+            tracks.append(Track(track.id, label, score, rles, boxes_T4, scores, certainty))
         return sorted(tracks, key=lambda track: -track.score)
 
     def _start_track(self) -> _OpenTrack:

@@ -28,7 +28,7 @@ def test_the_figures_are_those_of_trackeval(chosen: str) -> None:
 
 
 def scene(tracks: dict[str, range]) -> list[dict[str, Any]]:
-    """Entries of 10 frames: one object of 4×4 pixels that moves, seen by each track in its frames."""
+    """Entries of 10 frames: a square that moves, seen by each track in its frames."""
     entries = []
     for frames in tracks.values():
         segmentations: list[Any] = [None] * 10

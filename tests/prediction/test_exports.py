@@ -1,4 +1,4 @@
-"""What was found, in other tools' formats: read back by their readers, and equal to committed lines."""
+"""Exports are read back by other tools' readers, and equal committed lines."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def square(x: int) -> bytes:
 
 @pytest.mark.parametrize("video_id", [1, 2, 3])
 def test_mots_lines_are_those_that_trackeval_read(tmp_path: Path, video_id: int) -> None:
-    """The committed lines went through TrackEval when its figures were written down beside them."""
+    """The committed lines are those that TrackEval's figures were made from."""
     frames = visible_tracks(tracks(video_id), 15, CATEGORIES, GOLDEN["score_threshold"])
     with MotsWriter(tmp_path / "v.txt") as writer:
         for t, instances in enumerate(frames):

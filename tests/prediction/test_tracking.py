@@ -160,12 +160,12 @@ def test_the_better_of_two_hypotheses_continues_the_better() -> None:
     linker.add(0, 5, found(0, 5, [(0, 0.9, good), (0, 0.2, poor)]))
     linker.add(4, 5, found(4, 9, [(0, 0.8, poor), (0, 0.1, good)]))
     best, worst = linker.tracks()
-    assert best.score == pytest.approx((5 * 0.9 + 4 * 0.8) / (9 + 2))
-    assert worst.score == pytest.approx((5 * 0.2 + 4 * 0.1) / (9 + 2))
+    assert best.score == pytest.approx((5 * 0.9 + 4 * 0.8) / 9)
+    assert worst.score == pytest.approx((5 * 0.2 + 4 * 0.1) / 9)
 
 
 def test_hypotheses_of_one_object_are_one_track_of_several_classes() -> None:
-    """As an engine returns them: one query under two classes, and another query with almost the same masks."""
+    """One query under two classes, and another query with almost the same masks."""
     masks, almost = [square(10)] * 9, [square(11)] * 9
     linker = Linker()
     linker.add(0, 5, found(0, 5, [(0, 0.5, masks), (1, 0.4, masks), (1, 0.45, almost), (0, 0.1, almost)]))
@@ -173,9 +173,10 @@ def test_hypotheses_of_one_object_are_one_track_of_several_classes() -> None:
     assert [instance.label for instance in linker.visible(8)] == [1]
     (track,) = linker.tracks()
     assert_follows(track, masks)
-    expected = {0: (5 * 0.5 + 4 * 0.3) / (9 + 2), 1: (5 * 0.45 + 4 * 0.6) / (9 + 2)}
+    expected = {0: (5 * 0.5 + 4 * 0.3) / 9, 1: (5 * 0.45 + 4 * 0.6) / 9}
     assert track.class_scores == pytest.approx(expected)
     assert (track.label, track.score) == (1, pytest.approx(expected[1]))
+    assert track.certainty == pytest.approx(9 / 11)
 
 
 def test_an_object_comes_back_under_its_own_colours() -> None:
@@ -215,7 +216,7 @@ def test_shared_frames_are_split_between_the_windows() -> None:
     linker.add(2, 6, found(2, 8, [(0, 0.6, later)]))
     (track,) = linker.tracks()
     assert_follows(track, earlier[:4] + later[4:8])
-    assert track.score == pytest.approx((6 * 0.9 + 4 * 0.6) / (10 + 2))  # the later one contributed frames 4 to 7
+    assert track.score == pytest.approx((6 * 0.9 + 4 * 0.6) / 10)  # the later one contributed frames 4 to 7
     np.testing.assert_array_equal(track.boxes_T4[:, 0], [10] * 4 + [12] * 4)
 
 
