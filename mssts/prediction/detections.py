@@ -13,10 +13,6 @@ import numpy as np
 from mssts import masks
 from mssts.segmenters.base import Instances
 
-# Two queries whose masks overlap by more than this over a window have found one object. Two objects that cross overlap
-# by less, as they do so in a part of the frames only.
-_SAME_OBJECT_IOU = 0.7
-
 
 @dataclass(frozen=True)
 class Detection:
@@ -40,25 +36,38 @@ class Detection:
         return max(self.scores.values())
 
 
-def detections(found: Instances, colours_ND: np.ndarray | None = None) -> list[Detection]:
+def detections(
+    found: Instances, colours_ND: np.ndarray | None = None, same_object_iou: float | None = 0.7
+) -> list[Detection]:
     """The objects of a window, best first.
 
     An engine returns the best pairs of query and class, so an object comes several times: with the same masks under
     other classes, and with almost the same masks from other queries. The masks are those of the best, and a class has
     its best score. Instances without a mask are left out.
+
+    Args:
+        found: the instances.
+        colours_ND: what `colour_histograms` gives for them.
+        same_object_iou: from which overlap over the window on the masks of two queries are of one object; None keeps
+            every instance for itself.
     """
     visible = [n for n, rles in enumerate(found.rles) if any(rle is not None for rle in rles)]
     visible.sort(key=lambda n: -found.scores[n])
     first_of: dict[tuple[bytes | None, ...], int] = {}
     of_query: dict[int, list[int]] = {}  # the instances with the masks of each first one
     for n in visible:
-        of_query.setdefault(first_of.setdefault(found.rles[n], n), []).append(n)
+        first = n if same_object_iou is None else first_of.setdefault(found.rles[n], n)
+        of_query.setdefault(first, []).append(n)
     firsts = list(of_query)
-    iou_KK = mask_iou([found.rles[n] for n in firsts], [found.rles[n] for n in firsts], found.size)
     merged: dict[int, list[int]] = {}  # by place in `firsts`
-    for k, first in enumerate(firsts):
-        same = next((kept for kept in merged if iou_KK[k, kept] >= _SAME_OBJECT_IOU), k)
-        merged.setdefault(same, []).extend(of_query[first])
+    if same_object_iou is None:
+        merged = dict(enumerate(of_query.values()))
+    else:
+        rles = [found.rles[n] for n in firsts]
+        iou_KK = mask_iou(rles, rles, found.size)
+        for k, first in enumerate(firsts):
+            same = next((kept for kept in merged if iou_KK[k, kept] >= same_object_iou), k)
+            merged.setdefault(same, []).extend(of_query[first])
     objects = []
     for k, members in merged.items():
         scores: dict[int, float] = {}

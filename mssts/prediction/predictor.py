@@ -25,7 +25,7 @@ from mssts.prediction.exports import FORMATS, FormatWriters
 from mssts.prediction.overlay import Overlay
 from mssts.prediction.report import PredictReport, VideoReport, VideoResult
 from mssts.prediction.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
-from mssts.prediction.tracking import Linker
+from mssts.prediction.tracking import Linker, LinkOptions
 from mssts.prediction.windowing import MIN_SCORE, clip_of, windows
 from mssts.provenance import provenance
 from mssts.segmenters.base import Segmenter
@@ -35,6 +35,8 @@ ARCHIVE = "results.zip"
 # The released inference.py gives instances below it no mask. Such an entry matches nothing and ranks last, so leaving
 # it out, as we do, changes no figure of the evaluation.
 _MIN_SCORE_WHOLE_VIDEO = 0.001
+# There the released inference puts no hypotheses together, and ranks them by their own scores.
+_WHOLE_VIDEO = LinkOptions(same_object_iou=None, score_prior_frames=0)
 _MAX_TRACKS = 100  # a video; the official evaluation looks at no more
 
 
@@ -180,7 +182,7 @@ def predict_video(
     """
     clock = StageClock()
     before = segmenter.stage_seconds()
-    linker = Linker()
+    linker = Linker(options=_WHOLE_VIDEO if options.whole_video else None)
     clips = covered = 0
     times: list[float | None] = []
     with _opened(overlay, clock):

@@ -27,6 +27,9 @@ class LinkOptions:
     The defaults were chosen on MovingShapes videos of 150 and 300 frames; docs/streams.md has what each part is worth.
 
     Attributes:
+        same_object_iou: from which overlap over a window on the masks of two queries are of one object. Two objects
+            that cross overlap by less, as they do so in a part of the frames only. None keeps every instance for
+            itself.
         reentry_frames: how long an object may be out of sight and keep its identity.
         reach: how far, in its own sizes, it may come back from where it was last seen at most.
         speed: by how much that distance grows from 1 with each frame out of sight.
@@ -39,6 +42,7 @@ class LinkOptions:
         score_prior_frames: likewise of `Track.certainty`.
     """
 
+    same_object_iou: float | None = 0.7
     reentry_frames: int = 30
     reach: float = 4.0
     speed: float = 0.25
@@ -190,7 +194,7 @@ class Linker:
         # A window's own length in any case: an object may be visible in its last frames alone.
         oldest = start - max(self._options.reentry_frames, frames)
         self._recent = [track for track in self._recent if track.last_visible >= oldest]
-        objects = detections(found, colours_ND)
+        objects = detections(found, colours_ND, self._options.same_object_iou)
         linked = self._match(start, objects, found.size)
         middle = owned_from(start, self._length)
         for n, detection in enumerate(objects):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from mssts.errors import MsstsError
-from mssts.prediction.tracking import Linker, Track
+from mssts.manifest import Category
+from mssts.prediction.results import submission_entries
+from mssts.prediction.tracking import Linker, LinkOptions, Track
 from mssts.prediction.windowing import windows
 from mssts.segmenters.base import Instances
 
@@ -277,3 +279,25 @@ def test_a_gap_between_windows_is_a_mistake() -> None:
     for start, frames in ((6, 5), (0, 5)):
         with pytest.raises(ValueError, match="does not continue"):
             linker.add(start, frames, found(start, start + frames, []))
+
+
+def test_instances_of_a_whole_video_are_kept_as_they_are() -> None:
+    """As the released inference submits them: no hypothesis is put together, no score is changed."""
+    masks, almost = [square(10)] * 9, [square(11)] * 9
+    linker = Linker(options=LinkOptions(same_object_iou=None, score_prior_frames=0))
+    linker.add(0, 9, found(0, 9, [(0, 0.5, masks), (1, 0.4, masks), (0, 0.3, almost)]))
+    entries = submission_entries(1, SIZE, linker.tracks(), [Category(1, "one"), Category(2, "two")])
+    assert [entry["category_id"] for entry in entries] == [1, 2, 1]
+    assert [entry["score"] for entry in entries] == pytest.approx([0.5, 0.4, 0.3])
+
+
+def test_a_submission_ranks_what_was_seen_for_long_first() -> None:
+    linker = Linker()
+    linker.add(0, 6, found(0, 6, [(0, 0.9, [square(10)] * 30)]))
+    for start in range(3, 24, 3):
+        here = [(0, 0.9, [square(10)] * 30)] + [(1, 0.9, [square(70)] * 30)] * (start == 9)
+        linker.add(start, 6, found(start, start + 6, here))
+    first, second = submission_entries(1, SIZE, linker.tracks(), [Category(1, "one"), Category(2, "two")])
+    assert (first["category_id"], second["category_id"]) == (1, 2)
+    assert first["score"] == pytest.approx(0.9 * 34 / 36)  # 6 frames, then the last 4 of 7 windows
+    assert second["score"] == pytest.approx(0.9 * 6 / 8)
