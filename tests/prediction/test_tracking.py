@@ -282,7 +282,7 @@ def test_a_gap_between_windows_is_a_mistake() -> None:
 
 
 def test_instances_of_a_whole_video_are_kept_as_they_are() -> None:
-    """As the released inference submits them: no hypothesis is put together, no score is changed."""
+    """No hypothesis is put together, no score is changed, as in the released code."""
     masks, almost = [square(10)] * 9, [square(11)] * 9
     linker = Linker(options=LinkOptions(same_object_iou=None, score_prior_frames=0))
     linker.add(0, 9, found(0, 9, [(0, 0.5, masks), (1, 0.4, masks), (0, 0.3, almost)]))
