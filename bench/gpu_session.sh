@@ -9,7 +9,8 @@
 #
 # A part writes at most eight files into FOLDER/PART, each as soon as it is known. A step that fails is named at the end
 # (exit code 1) and stops nothing. Nothing is installed, nor needs this package be: any Python with a CUDA build of
-# PyTorch, NumPy, onnx and pytest will do, and CMake, Ninja and nvcc where mssts/lib has no library for this GPU.
+# PyTorch, NumPy, onnx and pytest will do, and CMake, Ninja and nvcc where mssts/lib has no library for this GPU. The part
+# `engines` needs pycocotools and rlemasklib too: unpacked wheels on PYTHONPATH are enough.
 #
 #   PYTHON             the interpreter (python3)
 #   STOCK              a checkout of Deformable-DETR, whose kernel is built and measured as well
