@@ -211,7 +211,7 @@ run_counters() {
 }
 
 run_engines() {
-  local batch words=(--runners pytorch-cuda,pytorch-compiled-cuda --precision fp16,bf16,tf32 --repeats 50)
+  local batch words=(--runners "pytorch-cuda,pytorch-compiled-cuda" --precision "fp16,bf16,tf32" --repeats 50)
   if [ -n "$dry" ]; then
     words=(--runners pytorch --preset tiny --size 64x64 --frames 1 --repeats 1)
   fi
