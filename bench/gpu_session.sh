@@ -248,6 +248,6 @@ for part in "$@"; do
   wait "$clocks" 2>/dev/null
   clocks=
   "$python" "$root/bench/gpu_summary.py" "$out" "$steps" 2>&1 | tee "$out/summary.txt"
-  grep -qE 'FAILED|STOPPED' "$steps" && bad=1
+  grep -qsE 'FAILED|STOPPED' "$steps" && bad=1
 done
 exit $bad
