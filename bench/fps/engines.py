@@ -149,7 +149,9 @@ def export(checkpoint: Path, precision: str, folder: Path) -> Path:
 
 
 def quantise(exported: Path) -> Path:
-    """The folder of the export in int8, calibrated on MovingShapes, made by `mssts quantize` if need be.
+    """The folder of the export in int8, made by `mssts quantize` if need be.
+
+    It is calibrated on MovingShapes.
 
     Raises:
         MsstsError: it failed; the message holds its reason.

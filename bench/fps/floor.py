@@ -1,4 +1,7 @@
-"""The floor of each engine of a processor: the least that this machine needs for its products."""
+"""The floor of each engine of a processor.
+
+It is the least that this machine needs for the engine's products.
+"""
 
 from __future__ import annotations
 

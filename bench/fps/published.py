@@ -1,6 +1,6 @@
-"""Published frames per second, for the reader: no ratio of ours to them means anything.
+"""Published frames per second, beside which ours stand.
 
-Where a paper does not name its hardware, neither do we.
+A ratio to them means nothing, as their hardware is another. Where a paper does not name its hardware, neither do we.
 """
 
 from __future__ import annotations

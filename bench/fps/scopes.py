@@ -1,4 +1,4 @@
-"""More than the model: clips from JPEG to run lengths, in this process and through a server."""
+"""Clips from JPEG to run lengths, in this process and through a server."""
 
 from __future__ import annotations
 
