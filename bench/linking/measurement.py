@@ -1,7 +1,8 @@
 """Figures of linking: the same windows of long videos, linked in several ways.
 
 The engine sees each window once. What it found is then linked by the default, by the default less one of its parts, and
-by an oracle that knows the ground truth. The oracle's figures are the bound of any linking of these windows.
+by an oracle that knows the ground truth. The oracle shows what perfect identities are worth, not a strict bound: it
+leaves unlinked what overlaps no object.
 """
 
 from __future__ import annotations
