@@ -9,7 +9,8 @@
 #
 # A part writes at most eight files into FOLDER/PART, each as soon as it is known. A step that fails is named at the end
 # (exit code 1) and stops nothing. Nothing is installed, nor needs this package be: any Python with a CUDA build of
-# PyTorch, NumPy, onnx and pytest will do, and CMake, Ninja and nvcc where mssts/lib has no library for this GPU.
+# PyTorch, NumPy, onnx and pytest will do, and CMake, Ninja and nvcc where mssts/lib has no library for this GPU. The part
+# `engines` needs pycocotools and rlemasklib too: unpacked wheels on PYTHONPATH are enough.
 #
 #   PYTHON             the interpreter (python3)
 #   STOCK              a checkout of Deformable-DETR, whose kernel is built and measured as well
@@ -210,7 +211,7 @@ run_counters() {
 }
 
 run_engines() {
-  local batch words=(--runners pytorch-cuda,pytorch-compiled-cuda --precision fp16,bf16,tf32 --repeats 50)
+  local batch words=(--runners "pytorch-cuda,pytorch-compiled-cuda" --precision "fp16,bf16,tf32" --repeats 50)
   if [ -n "$dry" ]; then
     words=(--runners pytorch --preset tiny --size 64x64 --frames 1 --repeats 1)
   fi
@@ -247,6 +248,6 @@ for part in "$@"; do
   wait "$clocks" 2>/dev/null
   clocks=
   "$python" "$root/bench/gpu_summary.py" "$out" "$steps" 2>&1 | tee "$out/summary.txt"
-  grep -qE 'FAILED|STOPPED' "$steps" && bad=1
+  grep -qsE 'FAILED|STOPPED' "$steps" && bad=1
 done
 exit $bad

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -75,7 +76,9 @@ def count_operations(preset: Preset, shape_BTHW: Sequence[int]) -> list[Operatio
         shape_BTHW: clips, frames, height and width in pixels.
     """
     B, T, H, W = shape_BTHW
-    with FakeTensorMode(), torch.no_grad():  # inference mode would keep linear layers whole
+    # Swin's initialisation looks at numbers, and fake tensors have none.
+    unset = patch("torch.nn.init.trunc_normal_", lambda tensor, *_, **__: tensor)
+    with unset, FakeTensorMode(), torch.no_grad():  # inference mode would keep linear layers whole
         engine = Engine(MSSTSVIS(preset.model), preset.top_k).eval()
         fold_batch_norms(engine)  # as every export does
         engine.requires_grad_(False)

@@ -103,7 +103,7 @@ class Limits:
     pixels: int = 3840 * 2160  # of one frame
     total_pixels: int = 64 * 1280 * 720  # of all frames together
     encoded_bytes: int = 64 << 20  # of all encoded frames together
-    decode_seconds: float = 5.0  # of one core for all encoded frames, twenty times what the largest good clip takes
+    decode_seconds: float = 5.0  # of one core for all encoded frames, eight times what the largest good JPEGs take
 
 
 LIMITS = Limits()

@@ -11,7 +11,7 @@ from mssts.contract import ENGINE_INPUTS, ENGINE_OUTPUTS
 from mssts.errors import MsstsError, first_line
 from mssts.kernels import library
 from mssts.manifest import Manifest
-from mssts.runners.tensorrt_library import first_gpu, load_plugins, message_log, tensorrt_module
+from mssts.runners.tensorrt_library import deserialised, first_gpu, message_log, tensorrt_module
 
 _ONNX_TYPES = {1: "float32", 2: "uint8", 6: "int32", 7: "int64", 10: "float16", 16: "bfloat16"}
 # Our libraries that run our ops in a file.
@@ -125,10 +125,8 @@ def _device_memory(file: Path, built: dict[str, Any]) -> int:
     if first_gpu() is None:
         raise MsstsError("no GPU")
     log = message_log(trt)
-    runtime = trt.Runtime(log)
-    if built["plugin_sha256"] is not None:
-        load_plugins(runtime.get_plugin_registry())
-    engine = runtime.deserialize_cuda_engine(file.read_bytes())
+    plugins, compatible = built["plugin_sha256"] is not None, built["options"]["version_compatible"]
+    _runtime, engine = deserialised(trt, log, file.read_bytes(), plugins=plugins, version_compatible=compatible)
     if engine is None:
         raise MsstsError(f"TensorRT cannot load it ({log.last()})")
     return int(engine.device_memory_size_v2)

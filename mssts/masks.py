@@ -133,5 +133,17 @@ def intersections(first: Sequence[bytes], second: Sequence[bytes], size: Size) -
     return np.rint(areas_NM * iou_NM / (1 + iou_NM)).astype(np.int64)
 
 
+def without_overlap(rles: Sequence[bytes], size: Size) -> list[bytes | None]:
+    """Each mask less the pixels of those before it, None where nothing is left."""
+    rest: list[bytes | None] = []
+    taken = rlemasklib.RLEMask.zeros(size)
+    for rle in rles:
+        mask = rlemasklib.RLEMask.from_dict(_object(rle, size))
+        left = mask - taken
+        rest.append(left.to_dict()["counts"] if left.any() else None)
+        taken = taken | mask
+    return rest
+
+
 def _object(rle: bytes, size: Size) -> dict[str, Any]:
     return {"size": size, "counts": rle}

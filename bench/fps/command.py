@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mssts.artefact import Kind
 from mssts.bench.arguments import check_positive, frame_size
 from mssts.errors import MsstsError
 from mssts.files import write_json
@@ -38,13 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--switches", default="baseline", metavar="A,B", help="baseline, all or both: the model's switches, off or on"
     )
     parser.add_argument(
-        "--precision", default="fp32", metavar="A,B", help="fp32, tf32, fp16, bf16 (default: %(default)s)"
+        "--precision", default="fp32", metavar="A,B", help="fp32, tf32, fp16, bf16, int8 (default: %(default)s)"
     )
     parser.add_argument("--size", default="360x640", metavar="HxW", help="of the frames (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=5, help="of a clip (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="clips at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=cpu_count(), help="default: all that this process may use")
     parser.add_argument("--repeats", type=int, default=7, help="rounds over the engines (default: %(default)s)")
+    parser.add_argument(
+        "--scopes", default="model", metavar="A,B",
+        help="model, pipeline (JPEG to run lengths) and served (the same through Triton) (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="JSON", help="annotated videos: AP of each artefact in its row")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory (saves a minute)")
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/bench_fps"), help="where exports are kept (default: %(default)s)"
@@ -56,13 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table and writes the file.
 
     The exit code is 1 if an engine was refused or failed, or none could run."""
-    from mssts.bench.fps.engines import Setting
+    from mssts.bench.fps.engines import Setting, check_names
+    from mssts.bench.fps.floor import with_floors
     from mssts.bench.fps.measuring import measure
+    from mssts.bench.fps.published import PUBLISHED
+    from mssts.bench.fps.scopes import SCOPES
 
     size = frame_size(arguments.size)
     check_positive(arguments, "frames", "batch", "threads", "repeats")
+    scopes = arguments.scopes.split(",")
+    check_names("scopes", scopes, list(SCOPES))
     setting = Setting(size, arguments.frames, arguments.batch, arguments.threads)
-    candidates, absent = _candidates(arguments, setting)
+    checkpoints = _checkpoints(arguments)
+    candidates, absent = _candidates(arguments, checkpoints, setting)
     head = {
         "preset": arguments.preset if arguments.checkpoint is None else None,
         "checkpoint": None if arguments.checkpoint is None else arguments.checkpoint.name,
@@ -75,24 +86,44 @@ def run(arguments: argparse.Namespace) -> int:
             write_json(arguments.out, report)
         return report
 
-    report = write(measure(candidates, setting, arguments.repeats, not arguments.no_memory, write))
+    measured = measure(candidates, setting, arguments.repeats, not arguments.no_memory, write)
+    write(measured)  # before anything else can fail
+    measured = with_floors(measured, checkpoints, setting)
+    _add_scopes(measured, candidates, setting, arguments, scopes)
+    measured["published"] = [asdict(figure) for figure in PUBLISHED]
+    measured["scopes"] = {scope: SCOPES[scope] for scope in scopes}
+    report = write(measured)
     if arguments.out is not None:
         print(f"wrote {arguments.out}")
     print_fps(report)
     return int(any(entry["refused"] or entry["failed"] for entry in report["not_measured"]) or not report["rows"])
 
 
-def _candidates(arguments: argparse.Namespace, setting: Setting) -> tuple[list[Candidate], list[dict[str, Any]]]:
+def _checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The weights of each variant."""
+    from mssts.bench.fps.exports import random_checkpoints
+
+    if arguments.checkpoint is None:
+        return random_checkpoints(arguments.preset, arguments.switches.split(","), arguments.cache)
+    if not arguments.checkpoint.is_file():
+        raise MsstsError(f"--checkpoint {arguments.checkpoint}: no such file")
+    return {"trained": arguments.checkpoint}
+
+
+def _candidates(
+    arguments: argparse.Namespace, checkpoints: Mapping[str, Path], setting: Setting
+) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """The candidates, with their exports made, and what cannot be measured and why."""
     from mssts.bench.fps.engines import MEASURED, PRECISIONS, Candidate, check_names
+    from mssts.bench.fps.exports import Exports
     from mssts.bench.fps.measuring import entry_of
 
     runners, precisions = arguments.runners.split(","), arguments.precision.split(",")
     check_names("runners", runners, list(MEASURED))
     check_names("precision", precisions, PRECISIONS)
-    exports = _Exports(arguments.cache, str(FixedShape(setting.batch, setting.frames, *setting.size)))
+    exports = Exports(arguments.cache, str(FixedShape(setting.batch, setting.frames, *setting.size)))
     found, absent = [], []
-    for variant, checkpoint in _checkpoints(arguments).items():
+    for variant, checkpoint in checkpoints.items():
         for runner, precision in itertools.product(runners, precisions):
             candidate = Candidate(runner, variant, precision, str(checkpoint))
             try:
@@ -102,71 +133,30 @@ def _candidates(arguments: argparse.Namespace, setting: Setting) -> tuple[list[C
     return found, absent
 
 
-class _Exports:
-    """The exports and plans of a run, each made once, plans for one input shape."""
+def _add_scopes(
+    measured: dict[str, Any],
+    candidates: Sequence[Candidate],
+    setting: Setting,
+    arguments: argparse.Namespace,
+    scopes: Sequence[str],
+) -> None:
+    """Adds AP to the rows if there are data, and rows of the scopes beyond the model."""
+    from mssts.bench.fps.scopes import average_precision, measure_scope
 
-    def __init__(self, folder: Path, shape: str) -> None:
-        self._folder, self._shape = folder, shape
-        self._made: dict[tuple[str, str], Path | MsstsError] = {}
-
-    def with_what_it_loads(self, candidate: Candidate) -> Candidate:
-        """The candidate with the path of what its runner loads, made if need be.
-
-        Raises:
-            MsstsError: it cannot run here, or it could not be made; the message says why.
-        """
-        from mssts.bench.fps.engines import MEASURED, build, why_not_installed
-
-        measured = MEASURED[candidate.runner]
-        if candidate.precision not in measured.precisions:
-            where = "a processor" if measured.device == "cpu" else "a GPU"
-            raise MsstsError(f"it has no {candidate.precision} on {where}")
-        missing = why_not_installed(candidate.runner)  # before minutes go into an export for it
-        if missing:
-            raise MsstsError(missing)
-        if measured.takes is Kind.CHECKPOINT:
-            return candidate
-        made = self._export(candidate)
-        if measured.takes is Kind.PLAN:
-            print(f"building {candidate} (minutes the first time)", flush=True)
-            made = build(made, candidate.runner, self._shape)
-        return replace(candidate, path=str(made))
-
-    def _export(self, candidate: Candidate) -> Path:
-        from mssts.bench.fps.engines import export
-
-        key = candidate.path, candidate.precision
-        if key not in self._made:
-            print(f"exporting {candidate.variant} in {candidate.precision} (minutes the first time)", flush=True)
+    by_name = {(c.runner, c.variant, c.precision): c for c in candidates}
+    ran = [by_name[row["runner"], row["variant"], row["precision"]] for row in measured["rows"]]
+    if arguments.data is not None:
+        for row, candidate in zip(measured["rows"], ran, strict=True):
             try:
-                self._made[key] = export(Path(candidate.path), candidate.precision, self._folder)
-            except MsstsError as error:  # kept: the next runner that wants it would wait minutes to hear the same
-                self._made[key] = error
-        made = self._made[key]
-        if isinstance(made, MsstsError):
-            raise made
-        return made
-
-
-def _checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:
-    """The weights of each variant."""
-    from mssts.bench.fps.engines import check_names, saved_random_checkpoint
-    from mssts.model.config import BASELINE, Switches, preset
-
-    if arguments.checkpoint is not None:
-        if not arguments.checkpoint.is_file():
-            raise MsstsError(f"--checkpoint {arguments.checkpoint}: no such file")
-        return {"trained": arguments.checkpoint}
-    variants = {"baseline": BASELINE, "all": Switches()}
-    wanted = arguments.switches.split(",")
-    check_names("switches", wanted, list(variants))
-    chosen = preset(arguments.preset)
-    return {
-        name: saved_random_checkpoint(
-            replace(chosen, model=replace(chosen.model, switches=variants[name])), arguments.cache
-        )
-        for name in wanted
-    }
+                row["ap"] = average_precision(candidate, str(arguments.data), setting.threads)
+            except MsstsError as error:
+                row["ap"] = None
+                print(f"no AP of {candidate}: {error}")
+    for scope in scopes:
+        if scope != "model":
+            rows, absent = measure_scope(scope, ran, setting, arguments.repeats)
+            measured["rows"] += rows
+            measured["not_measured"] += absent
 
 
 def print_fps(report: dict[str, Any]) -> None:
@@ -177,23 +167,34 @@ def print_fps(report: dict[str, Any]) -> None:
         f"{report['batch']} at once, {report['threads']} threads, {report['repeats']} rounds in turn; times in ms"
     )
     print(
-        f"{'runner':16} {'switches':9} {'precision':9} {'median':>9} {'p5':>9} {'p95':>9} {'frames/s':>9} {'times':>6}"
-        f" {'peak MB':>8}  kernels"
+        f"{'runner':16} {'switches':9} {'precision':9} {'scope':9}{'median':>9} {'p5':>9} {'p95':>9} {'frames/s':>9} "
+        f"{'times':>6} {'× floor':>7} {'AP':>6} {'peak MB':>8}  kernels"
     )
     baseline = next((row for row in report["rows"] if row["runner"] == "released"), None)
     for row in report["rows"]:
-        times = f"{baseline['ms_median'] / row['ms_median']:.2f}" if baseline else "–"
+        model = row["scope"] == "model"
+        times = f"{baseline['ms_median'] / row['ms_median']:.2f}" if baseline and model else "–"
+        floor = f"{row['times_of_floor']:.2f}" if row.get("times_of_floor") else "–"
+        ap = f"{100 * row['ap']:.1f}" if row.get("ap") is not None else "–"
         memory = "–" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
         kernels = row["engine"].get("kernels_isa") or ("yes" if row["engine"].get("kernels") else "none")
         print(
-            f"{row['runner']:16} {row['variant']:9} {row['precision']:9} {row['ms_median']:9.1f} {row['ms_p5']:9.1f} "
-            f"{row['ms_p95']:9.1f} {row['frames_per_second']:9.2f} {times:>6} {memory:>8}  {kernels}"
+            f"{row['runner']:16} {row['variant']:9} {row['precision']:9} {row['scope']:9}{row['ms_median']:9.1f} "
+            f"{row['ms_p5']:9.1f} {row['ms_p95']:9.1f} {row['frames_per_second']:9.2f} {times:>6} {floor:>7} {ap:>6} "
+            f"{memory:>8}  {kernels}"
         )
     around = report["around"]
     print(
         f"beside the engine, for each clip: from JPEGs to its input {around['preprocess']:.1f} ms, "
         f"from its output to run lengths {around['postprocess']:.1f} ms"
     )
+    for rate in report.get("best_rates", []):
+        print(f"best rate of this machine in {rate['dtype']}: {rate['gflop_per_s']:.0f} GFLOP/s ({rate['library']})")
+    for figure in report.get("published", []):
+        print(
+            f"published: {figure['model']}, {figure['frames_per_second']:g} frames/s, hardware {figure['hardware']}, "
+            f"{figure['scope']} ({figure['source']})"
+        )
     for entry in report["not_measured"]:
         what = "REFUSED" if entry["refused"] else "FAILED" if entry["failed"] else "not measured here"
         print(f"{entry['runner']:16} {entry['variant']:9} {entry['precision']:9} {what}: {entry['reason']}")

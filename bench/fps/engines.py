@@ -14,7 +14,7 @@ import numpy as np
 
 from mssts.artefact import Artefact, Kind
 from mssts.commands import run_command
-from mssts.data.moving_shapes import MovingShapesConfig, render_video
+from mssts.data.moving_shapes import MovingShapesConfig, render_video, write_dataset
 from mssts.errors import MsstsError
 from mssts.model.config import Preset, Switches
 from mssts.runners import RUNNERS
@@ -49,7 +49,8 @@ class Measured:
         return self.package or RUNNERS[self.runner].package
 
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+_ON_GPU = PRECISIONS[:4]
 # The released code on a GPU is not among them: its attention is a CUDA extension there, and `grid_sample` no fair copy.
 _RELEASED = "released"
 MEASURED = {
@@ -57,9 +58,9 @@ MEASURED = {
     "pytorch": Measured("pytorch", ("fp32", "bf16")),
     "pytorch-compiled": Measured("pytorch-compiled", ("fp32", "bf16")),
     "onnxruntime-cpu": Measured("onnxruntime", ("fp32",)),
-    "openvino": Measured("openvino", ("fp32", "bf16")),
-    "pytorch-cuda": Measured("pytorch", PRECISIONS, "cuda"),
-    "pytorch-compiled-cuda": Measured("pytorch-compiled", PRECISIONS, "cuda"),
+    "openvino": Measured("openvino", ("fp32", "bf16", "int8")),
+    "pytorch-cuda": Measured("pytorch", _ON_GPU, "cuda"),
+    "pytorch-compiled-cuda": Measured("pytorch-compiled", _ON_GPU, "cuda"),
     "onnxruntime-cuda": Measured("onnxruntime-cuda", ("fp32", "fp16"), "cuda"),
     "tensorrt": Measured("tensorrt", ("fp32", "fp16", "bf16"), "cuda"),
     "tensorrt-rtx": Measured("tensorrt", ("fp32", "fp16", "bf16"), "cuda", "tensorrt_rtx"),
@@ -145,6 +146,25 @@ def export(checkpoint: Path, precision: str, folder: Path) -> Path:
     out = folder / f"{checkpoint.stem}-{precision}"
     _mssts("export", str(checkpoint), "--precision", precision, "--out", str(out), "--reuse")
     return out
+
+
+def quantise(exported: Path) -> Path:
+    """The folder of the export in int8, made by `mssts quantize` if need be.
+
+    It is calibrated on MovingShapes.
+
+    Raises:
+        MsstsError: it failed; the message holds its reason.
+    """
+    calibration = exported.with_name("calibration")
+    if not calibration.is_dir():
+        write_dataset(calibration, _CALIBRATION_VIDEOS, _CALIBRATION_SEED, MovingShapesConfig(), progress=False)
+    out = exported.with_name(f"{exported.name.removesuffix('-fp32')}-int8")
+    _mssts("quantize", str(exported), "--calibrate", str(calibration / "instances.json"), "--out", str(out), "--reuse")
+    return out
+
+
+_CALIBRATION_VIDEOS, _CALIBRATION_SEED = 16, 7777
 
 
 def build(exported: Path, target: str, shape: str) -> Path:

@@ -125,7 +125,8 @@ class _Turn:
             "runner": candidate.runner,
             "variant": candidate.variant,
             "precision": candidate.precision,
-            **_summary(seconds, self._setting.frames * self._setting.batch),
+            "scope": "model",
+            **summary(seconds, self._setting.frames * self._setting.batch),
             **self._known[candidate],
             "threads": self._setting.threads,
             "engine": self._engines[candidate].describe(),
@@ -199,7 +200,8 @@ def around_the_engine(setting: Setting, repeats: int) -> dict[str, float]:
     return {name: 1e3 * statistics.median(found[1:]) for name, found in seconds.items()}
 
 
-def _summary(seconds: list[float], frames: int) -> dict[str, float]:
+def summary(seconds: list[float], frames: int) -> dict[str, Any]:
+    """The figures of a row, from the seconds of each inference."""
     ordered = sorted(1e3 * second for second in seconds)
 
     def percentile(share: float) -> float:
@@ -214,4 +216,5 @@ def _summary(seconds: list[float], frames: int) -> dict[str, float]:
         "ms_p5": percentile(0.05),
         "ms_p95": percentile(0.95),
         "frames_per_second": 1e3 * frames / median,
+        "samples_ms": [1e3 * second for second in seconds],
     }

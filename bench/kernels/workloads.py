@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 Shapes = tuple[tuple[int, int], ...]
 
-# Offsets of a trained model leave the ring that they start on; by how many pixels here (a standard deviation).
-_OFFSET_NOISE = 2.0
 _BOX_SIDES = (0.05, 0.5)  # of the decoder's boxes, as fractions of the frame
 
 
@@ -75,7 +73,9 @@ class TemporalInputs:
 class DeformWorkload:
     """MSDeformAttn of `frames` frames.
 
-    `queries` is None in an encoder, where every token is one."""
+    `queries` is None in an encoder, where every token is one. Offsets of a trained model leave the ring that they start
+    on: by `offset_pixels` here, a standard deviation.
+    """
 
     name: str
     frames: int
@@ -84,6 +84,7 @@ class DeformWorkload:
     heads: int = 8
     channels: int = 32
     points: int = 4
+    offset_pixels: float = 2.0
 
     op = "MSDeformAttn"
 
@@ -154,7 +155,7 @@ class DeformWorkload:
         ring = ring / ring.abs().amax(-1, keepdim=True)
         ring_MLP2 = ring[:, None, None] * torch.arange(1, P + 1)[:, None]
         noise = torch.randn(N, Q, M, L, P, 2, generator=generator)
-        offsets = ring_MLP2 + noise * _OFFSET_NOISE
+        offsets = ring_MLP2 + noise * self.offset_pixels
         value = torch.randn(N, S, M, D, generator=generator)
         logits = torch.randn(N, Q, M, L, P, generator=generator)
         grad_out = torch.randn(N, Q, M * D, generator=generator)

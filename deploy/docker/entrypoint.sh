@@ -10,6 +10,8 @@
 #   MSSTS_PLAN_SHAPES further arguments of `mssts build-engine`: "--opt 1x5x360x640 --max 1x5x360x640"
 #   MSSTS_WATCH       seconds between probes, of which three that fail end the server; for Docker, which restarts what
 #                     exits, but not what is unhealthy. Kubernetes probes by itself.
+#   MSSTS_DRAIN       seconds between a signal to stop, with which no more clips are let in, and the server's end; with
+#                     MSSTS_WATCH. Kubernetes has its preStop for it.
 set -euo pipefail
 
 target=${MSSTS_TARGET:-tensorrt}
@@ -34,7 +36,10 @@ options=(--max-queue "${MSSTS_MAX_QUEUE:-2}")
 if [ -n "${MSSTS_THREADS:-}" ]; then
   options+=(--threads "$MSSTS_THREADS")
 fi
-rm -rf "$repository" # of a start before this one
+# While this file is there, `preprocess` sends clips to other servers. Triton itself would drop those on their way.
+MSSTS_STOPPING_FILE=$(dirname "$repository")/stopping
+export MSSTS_STOPPING_FILE
+rm -rf "$repository" "$MSSTS_STOPPING_FILE" # of a start before this one
 mssts repo build --artefact "$model" --target "$target" --out "$repository" "${options[@]}"
 
 flags=()
@@ -55,7 +60,6 @@ fi
 
 "${server[@]}" &
 pid=$!
-trap 'kill -TERM "$pid"' TERM INT
 (
   until mssts health 2>/dev/null; do sleep "$MSSTS_WATCH"; done # it starts
   failures=0
@@ -67,6 +71,14 @@ trap 'kill -TERM "$pid"' TERM INT
   kill -KILL "$pid" # asked, it would take eleven seconds with a dead model
 ) &
 watch=$!
+# shellcheck disable=SC2329  # called by the trap
+stop() {
+  kill "$watch" 2>/dev/null || true # a server that ends is not ready, and must not be killed for it
+  touch "$MSSTS_STOPPING_FILE"
+  sleep "${MSSTS_DRAIN:-3}"
+  kill -TERM "$pid"
+}
+trap stop TERM INT
 code=0
 wait "$pid" || code=$?
 while kill -0 "$pid" 2>/dev/null; do # a signal for us ended the wait, not the server

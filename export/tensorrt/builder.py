@@ -27,7 +27,15 @@ from mssts.export.tensorrt.progress import progress_monitor
 from mssts.files import atomic_path, sha256, write_json
 from mssts.manifest import Manifest
 from mssts.provenance import provenance
-from mssts.runners.tensorrt_library import PLAN, Gpu, first_gpu, load_plugins, message_log, tensorrt_module
+from mssts.runners.tensorrt_library import (
+    PLAN,
+    Gpu,
+    deserialised,
+    first_gpu,
+    load_plugins,
+    message_log,
+    tensorrt_module,
+)
 
 LAYERS = "layers.json"
 
@@ -265,12 +273,9 @@ def _read_timing_cache(trt: Any, config: Any, options: BuildOptions) -> Any:
 
 def _layer_report(trt: Any, log: Any, plan: Any, options: BuildOptions) -> list[dict[str, Any]]:
     """The layer report of the built engine's inspector."""
-    runtime = trt.Runtime(log)
-    if options.uses_plugins:
-        load_plugins(runtime.get_plugin_registry())
-    if options.version_compatible:
-        runtime.engine_host_code_allowed = True  # such a plan carries its own runtime
-    engine = runtime.deserialize_cuda_engine(plan)
+    _runtime, engine = deserialised(
+        trt, log, plan, plugins=options.uses_plugins, version_compatible=options.version_compatible
+    )
     if engine is None:
         raise CheckFailed(f"the built plan cannot be loaded again: {log.last()}; nothing was written")
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--videos", type=Path, metavar="FILE", help="with --check: the set's instances.json, annotated or not"
     )
+    parser.add_argument(
+        "--tracking",
+        action="store_true",
+        help="HOTA, IDF1 and identity switches too, of tracks that score 0.3 or more",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the metrics, or the problems, as JSON too")
 
 
@@ -41,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from mssts.data.videos import read_youtube_vis_value
-    from mssts.evaluation import evaluate, format_table
+    from mssts.evaluation import evaluate, evaluate_tracking, format_table, format_tracking
     from mssts.evaluation.average_precision import check_categories
     from mssts.evaluation.tracks import read_video_set
     from mssts.prediction.results import merge_shards, results_categories
@@ -51,11 +56,16 @@ def _score(arguments: argparse.Namespace) -> int:
     if not whole:
         known = read_video_set(read_youtube_vis_value(arguments.gt), arguments.gt)
         check_categories(first, results_categories(first), known)
-    metrics = evaluate(arguments.gt, first if whole else merge_shards(arguments.results))
+    results = first if whole else merge_shards(arguments.results)
+    metrics = evaluate(arguments.gt, results)
+    tracking = evaluate_tracking(arguments.gt, results) if arguments.tracking else None
     if arguments.out:
         files = {"ground_truth": str(arguments.gt), "results": [str(path) for path in arguments.results]}
-        write_json(arguments.out, {**metrics.to_json(), **files, **provenance()})
+        figures = {**metrics.to_json(), **({"tracking": tracking.to_json()} if tracking else {})}
+        write_json(arguments.out, {**figures, **files, **provenance()})
     print(format_table(metrics))
+    if tracking:
+        print(f"\n{format_tracking(tracking)}")
     return 0
 
 

@@ -63,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--zip", dest="archive", action="store_true", help="write results.zip too, for the evaluation server"
     )
+    parser.add_argument(
+        "--format", dest="formats", action="append", choices=("ytvis", "mots", "coco"), default=[],
+        help="beside results.json (ytvis): mots, NAME.txt a video, of what is drawn; coco, coco.json; may be repeated",
+    )  # fmt: skip
     add_exif(parser)
     add_tls(parser)
     transfer = parser.add_mutually_exclusive_group()
@@ -108,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         transfer=arguments.transfer,
         whole_video=arguments.whole_video or arguments.as_released,
         archive=arguments.archive,
+        formats=tuple(arguments.formats),
     )
     if arguments.ray is not None:
         return _run_bulk(arguments, options)
@@ -121,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         target, threads=arguments.threads, runner=arguments.runner, as_released=arguments.as_released, client=client
     ) as segmenter:
         report = predict(source, segmenter, out, options)
-    _print_summary(report, out, arguments.archive)
+    _print_summary(report, out, options)
     for line in report.warnings():
         print(line, file=sys.stderr)
     return 0
@@ -140,6 +145,8 @@ def _run_bulk(arguments: argparse.Namespace, options: PredictOptions) -> int:
 
     if arguments.url:
         raise MsstsError("--ray runs engines, not clients of a server; pass --model instead of --url")
+    if set(options.formats) - {"ytvis"}:
+        raise MsstsError("--ray writes results.json alone; predict without --ray, or leave out --format")
     if options.shard[1] > 1:
         raise MsstsError("--ray shares the videos itself; run it without torchrun and --shard")
     chosen = {"gpus": arguments.gpus, "retries": arguments.retries, "threads": arguments.threads}
@@ -184,15 +191,20 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def _print_summary(report: PredictReport, out: Path, archive: bool) -> None:
+def _print_summary(report: PredictReport, out: Path, options: PredictOptions) -> None:
     tracks = sum(video.tracks for video in report.videos)
     print(f"videos {len(report.videos)}   frames {report.frames}   clips {report.clips}   tracks {tracks}")
     print(f"frames/s {report.frames_per_second:.2f}   clips/s {report.clips_per_second:.2f}   (without rendering)")
     print("seconds  " + "   ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.stage_seconds.items()))
-    print(f"written to {out}: {', '.join(_results(archive))}" + _pictures(report))
+    files = _results(options.archive)
+    if "coco" in options.formats:
+        files.append("coco.json")
+    if "mots" in options.formats:
+        files += _shortened([f"{video.name}.txt" for video in report.videos], "text files")
+    pictures = [name for video in report.videos for name in (video.overlay, video.contact_sheet) if name]
+    print(f"written to {out}: " + ", ".join(files + _shortened(pictures, "pictures")))
 
 
-def _pictures(report: PredictReport) -> str:
-    names = [name for video in report.videos for name in (video.overlay, video.contact_sheet) if name]
-    shown = names if len(names) <= 4 else [*names[:4], f"… {len(names) - 4} more pictures"]
-    return "".join(f", {name}" for name in shown)
+def _shortened(names: list[str], kind: str) -> list[str]:
+    """The first names, and how many there are beside them."""
+    return names if len(names) <= 4 else [*names[:4], f"… {len(names) - 4} more {kind}"]

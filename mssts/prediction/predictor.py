@@ -19,11 +19,13 @@ from mssts.errors import MsstsError
 from mssts.files import reason, write_json
 from mssts.media.sources import VideoSource, open_source
 from mssts.media.video import Frame, Video, has_variable_rate
+from mssts.prediction.appearance import colour_histograms
 from mssts.prediction.clock import StageClock
+from mssts.prediction.exports import FORMATS, FormatWriters
 from mssts.prediction.overlay import Overlay
 from mssts.prediction.report import PredictReport, VideoReport, VideoResult
 from mssts.prediction.results import REPORT, RESULTS, submission_entries, write_archive, write_submission
-from mssts.prediction.tracking import Linker
+from mssts.prediction.tracking import Linker, LinkOptions
 from mssts.prediction.windowing import MIN_SCORE, clip_of, windows
 from mssts.provenance import provenance
 from mssts.segmenters.base import Segmenter
@@ -33,6 +35,8 @@ ARCHIVE = "results.zip"
 # The released inference.py gives instances below it no mask. Such an entry matches nothing and ranks last, so leaving
 # it out, as we do, changes no figure of the evaluation.
 _MIN_SCORE_WHOLE_VIDEO = 0.001
+# There the released inference puts no hypotheses together, and ranks them by their own scores.
+_WHOLE_VIDEO = LinkOptions(same_object_iou=None, score_prior_frames=0)
 _MAX_TRACKS = 100  # a video; the official evaluation looks at no more
 
 
@@ -50,6 +54,8 @@ class PredictOptions:
         whole_video: each video is one clip, as in the released `inference.py`; nothing is linked. All its
             frames, and what the model computes of them, are held at once.
         archive: write `results.zip` too, which the benchmark's server takes.
+        formats: what is written beside `results.json` (`ytvis`): `mots` (a text file a video, `NAME.txt`, of the tracks
+            that are drawn) and `coco` (`coco.json`).
     """
 
     score_threshold: float = 0.3
@@ -59,6 +65,7 @@ class PredictOptions:
     transfer: Literal["auto", "jpeg", "raw"] = "auto"
     whole_video: bool = False
     archive: bool = False
+    formats: tuple[str, ...] = ("ytvis",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_threshold <= 1:
@@ -69,6 +76,9 @@ class PredictOptions:
             raise MsstsError(f"the shard must be K/N with K from 0 to N-1, not {self.shard[0]}/{self.shard[1]}")
         if self.pictures is not None and self.pictures < 0:
             raise MsstsError(f"the number of videos with pictures must be at least 0, not {self.pictures}")
+        unknown = set(self.formats) - set(FORMATS)
+        if unknown:
+            raise MsstsError(f"no format {min(unknown)!r}; expected {', '.join(FORMATS)}")
 
 
 def predict(
@@ -118,6 +128,7 @@ def predict(
     with (
         _staged(Path(out)) as folder,
         tqdm(total=total, unit="frame", desc="predict", disable=None if progress else True) as bar,
+        FormatWriters(folder, mapped.by_label, options.formats, options.score_threshold) as writers,
     ):
         for i, video in enumerate(videos):
             overlay = None
@@ -125,6 +136,7 @@ def predict(
                 overlay = Overlay(folder, video, categories, options.score_threshold)
             result = predict_video(video, segmenter, mapped, options, overlay, bar.update)
             entries += result.entries
+            writers.add(video, result.report.frames, result.tracks)
             reports.append(result.report)
             seconds_by_stage.update(result.stage_seconds)
         seconds = time.perf_counter() - start - seconds_by_stage["render"]
@@ -170,7 +182,7 @@ def predict_video(
     """
     clock = StageClock()
     before = segmenter.stage_seconds()
-    linker = Linker()
+    linker = Linker(options=_WHOLE_VIDEO if options.whole_video else None)
     clips = covered = 0
     times: list[float | None] = []
     with _opened(overlay, clock):
@@ -189,7 +201,7 @@ def predict_video(
                 _draw(overlay, waiting[: start - waiting_start], waiting_start, linker, clock)
                 waiting, waiting_start = frames, start
             with clock.stage("link"):
-                linker.add(start, len(frames), found)
+                linker.add(start, len(frames), found, colour_histograms(found, frames))
             clips += 1
             times += [frame.time for frame in frames[covered - start :]]
             progress(start + len(frames) - covered)
@@ -198,7 +210,7 @@ def predict_video(
             _draw(overlay, waiting, waiting_start, linker, clock)
     with clock.stage("link"):
         # Tracks of classes that the data set lacks must not take the places of others.
-        tracks = [track for track in linker.tracks() if mapped.by_label[track.label] is not None][:_MAX_TRACKS]
+        tracks = [track for track in linker.tracks() if track.in_categories(mapped.by_label)][:_MAX_TRACKS]
     known = [round(time, 6) for time in times if time is not None]
     varies = len(known) == len(times) and has_variable_rate(known)
     report = VideoReport(
@@ -215,9 +227,10 @@ def predict_video(
         notes=tuple(video.notes),
     )
     return VideoResult(
-        entries=submission_entries(video.id, video.size, tracks, mapped.by_label),
+        entries=submission_entries(video.id, video.size, tracks, mapped.by_label)[:_MAX_TRACKS],
         report=report,
         stage_seconds=clock.split(before, segmenter.stage_seconds()),
+        tracks=tuple(tracks),
     )
 
 

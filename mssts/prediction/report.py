@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mssts.manifest import Category
+from mssts.prediction.tracking import Track
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class VideoResult:
         entries: of the submission.
         report: on the video.
         stage_seconds: as in `PredictReport`.
+        tracks: that the entries are of.
     """
 
     entries: list[dict[str, Any]]
     report: VideoReport
     stage_seconds: dict[str, float]
+    tracks: tuple[Track, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,22 @@ RESULTS = "results.json"  # the name that the benchmark's server looks for in an
 def submission_entries(
     video_id: int, size: tuple[int, int], tracks: Iterable[Track], categories: Sequence[Category | None]
 ) -> list[dict[str, Any]]:
-    """The entries of one video, one for each track of a class that has a category.
+    """The entries of one video, best first.
 
-    Masks are COCO run lengths of `size` (height, width) or null. `categories` are by label.
+    A track has one for each category that it may be of. Masks are COCO run lengths of `size` (height, width) or null.
+    `categories` are by label.
     """
-    return [
+    entries: list[dict[str, Any]] = [
         {
             "video_id": video_id,
             "category_id": category.id,
-            "score": track.score,
+            "score": score * track.certainty,
             "segmentations": [masks.to_json(rle, size) for rle in track.rles],
         }
         for track in tracks
-        if (category := categories[track.label]) is not None
+        for category, score in track.in_categories(categories)
     ]
+    return sorted(entries, key=lambda entry: -entry["score"])
 
 
 def results_categories(results: Path) -> tuple[Category, ...]:

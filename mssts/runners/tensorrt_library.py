@@ -104,6 +104,27 @@ def open_library(path: Path) -> Any:
     return opened
 
 
+def deserialised(trt: Any, log: Any, plan: Any, *, plugins: bool, version_compatible: bool) -> tuple[Any, Any]:
+    """A runtime and the engine of a plan in it, None where TensorRT cannot load it.
+
+    Args:
+        trt: TensorRT's module.
+        log: of `message_log`, which has the reason then.
+        plan: its bytes.
+        plugins: whether it has nodes of our ops as plugins.
+        version_compatible: whether it carries its own runtime, which is code of the host.
+
+    Raises:
+        MsstsError: as `load_plugins`.
+    """
+    runtime = trt.Runtime(log)
+    if plugins:
+        load_plugins(runtime.get_plugin_registry())
+    if version_compatible:
+        runtime.engine_host_code_allowed = True
+    return runtime, runtime.deserialize_cuda_engine(plan)
+
+
 def first_gpu() -> Gpu | None:
     """The GPU that TensorRT would use, None without a GPU or a driver."""
     try:

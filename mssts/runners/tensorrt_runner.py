@@ -19,7 +19,7 @@ from mssts.artefact import Artefact
 from mssts.errors import MsstsError
 from mssts.runners.base import EngineOutput, Runner
 from mssts.runners.cuda import CudaError, open_cuda
-from mssts.runners.tensorrt_library import first_gpu, load_plugins, message_log, tensorrt_module
+from mssts.runners.tensorrt_library import deserialised, first_gpu, message_log, tensorrt_module
 
 _LOG = logging.getLogger(__name__)
 # Shapes whose buffers and CUDA graph are kept; each holds the activations of a clip.
@@ -68,13 +68,13 @@ class TensorRtRunner(Runner):
         if cuda_graphs and not self._cuda.has_graphs:
             self._no_graphs = f"{self._cuda.name} has none; install cuda-python"
         with self._cuda.current():
-            runtime = self._trt.Runtime(self._log)
-            if built["plugin_sha256"] is not None:
-                load_plugins(runtime.get_plugin_registry())
-            if built["options"]["version_compatible"]:
-                runtime.engine_host_code_allowed = True  # such a plan carries its own runtime
-            self._runtime = runtime
-            self._engine = runtime.deserialize_cuda_engine(self._path.read_bytes())
+            self._runtime, self._engine = deserialised(
+                self._trt,
+                self._log,
+                self._path.read_bytes(),
+                plugins=built["plugin_sha256"] is not None,
+                version_compatible=built["options"]["version_compatible"],
+            )
         if self._engine is None:
             raise MsstsError(f"{self._path}: TensorRT cannot load it; build it again here ({self._log.last()})")
 

@@ -162,13 +162,13 @@ def _write_native(folder: Path, engine: Artefact, manifest: Manifest, options: O
         dims = {name: (dims[0], manifest.top_k, *dims[2:]) for name, dims in free.items()}
         native, built = replace(native, output_dims=dims), _add_plugins(folder, engine, manifest, seen_at)
     else:
+        library = kernels.library("onnxruntime")
         native = replace(
             native,
-            output_dims=_onnx_output_dims(engine),
+            output_dims=_onnx_output_dims(engine, library),
             threads=options.threads,
             optimize=manifest.precision != "fp8",  # ONNX Runtime 1.31 optimises such graphs into wrong ones
         )
-        library = kernels.library("onnxruntime")
         if library.path is not None and not library.reason:
             shutil.copyfile(library.path, folder / library.path.name)
             native = replace(native, libraries=(str(seen_at / "engine" / library.path.name),))
@@ -195,7 +195,7 @@ def _warm(manifest: Manifest, options: Options) -> FixedShape | None:
     return FixedShape.parse("opt", profile["opt"]) if isinstance(profile, dict) else usual_shape(manifest)
 
 
-def _onnx_output_dims(engine: Artefact) -> dict[str, tuple[int, ...]]:
+def _onnx_output_dims(engine: Artefact, library: kernels.Library) -> dict[str, tuple[int, ...]]:
     """The shapes of an ONNX file's outputs as ONNX Runtime knows them.
 
     Its backend compares the configuration with these.
@@ -207,6 +207,8 @@ def _onnx_output_dims(engine: Artefact) -> dict[str, tuple[int, ...]]:
     settings = session_options(threads=1)
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
+        if library.path is not None and not library.reason:
+            settings.register_custom_ops_library(str(library.path))
         session = onnxruntime.InferenceSession(str(engine.path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise MsstsError(

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from mssts.manifest import Category
+from mssts.prediction.appearance import colour_histograms
 from mssts.prediction.tracking import Linker
 from mssts.prediction.windowing import Window, owned_from
 from mssts.segmenters.base import Instances
@@ -55,7 +56,8 @@ class WindowLinking:
             self._skipped = self._covered
         self._size = size
         self._skipped += window.end - window.new - self._covered
-        self._linker.add(window.start - self._skipped, len(window.frames), found)
+        colours_ND = colour_histograms(found, [arrived.frame for arrived in window.frames])
+        self._linker.add(window.start - self._skipped, len(window.frames), found, colours_ND)
         self._covered = window.end
         self._waiting.extend(enumerate(window.frames[-window.new :], window.end - window.new))
         # The next window shares at most `overlap` frames with this one, and owns the second half of them.

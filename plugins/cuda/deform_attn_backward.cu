@@ -62,9 +62,11 @@ Choice choose(const mssts_deform_attn& call) {
                     aligned(call.grad_out, 4 * sizeof(T)) && aligned(call.grad_value, 4 * sizeof(T)) &&
                     pairs_aligned(call);
   const size_t eight_items = static_cast<size_t>(call.levels) * call.points * 8 * 12;
-  if (!wide || eight_items > kMostShared / 4) return {deform_backward<T, 1, 32>, 1};
-  if (call.channels <= 16) return {deform_backward<T, 4, 4>, 8};
-  return {deform_backward<T, 4, 8>, 4};
+  if (!wide || eight_items > kMostShared / 4) return {deform_backward<T, 1, 32, false>, 1};
+  if (call.channels <= 16) return {deform_backward<T, 4, 4, false>, 8};
+  const bool sums = call.grad_value != nullptr && (call.flags & MSSTS_DETERMINISTIC) == 0;
+  const bool model = call.channels == 32 && call.levels == 4 && call.points == 4 && sums;
+  return {model ? deform_backward<T, 4, 8, true> : deform_backward<T, 4, 8, false>, 4};
 }
 
 template <typename T>
@@ -111,8 +113,13 @@ mssts_status launch(const mssts_deform_attn& call, cudaStream_t stream) {
     MSSTS_LAUNCH(deform_round_fixed<T>, grid_stride_blocks(values), 256, 0, stream, gradients,
                  static_cast<unsigned>(call.queries), call.channels, values, static_cast<T*>(call.grad_value));
   } else if (call.grad_value != nullptr && sizeof(T) == 2) {
-    MSSTS_LAUNCH(deform_round<T>, grid_stride_blocks(values), 256, 0, stream, gradients.value, values,
-                 static_cast<T*>(call.grad_value));
+    T* const rounded = static_cast<T*>(call.grad_value);
+    if (values % 4 == 0 && aligned(rounded, 4 * sizeof(T))) {
+      MSSTS_LAUNCH((deform_round<T, 4>), grid_stride_blocks(values / 4), 256, 0, stream, gradients.value, values,
+                   rounded);
+    } else {
+      MSSTS_LAUNCH((deform_round<T, 1>), grid_stride_blocks(values), 256, 0, stream, gradients.value, values, rounded);
+    }
   }
   if (call.grad_reference != nullptr) {
     const int inner = call.levels * call.coordinates;

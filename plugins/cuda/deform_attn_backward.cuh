@@ -41,12 +41,15 @@ __global__ void __launch_bounds__(256) deform_largest(const T* grad_out, unsigne
   if (threadIdx.x % 32 == 0 && mine > 0) atomicMax(largest, mine);
 }
 
-template <typename T>
+// V at a time, where V divides the count and 4 are aligned.
+template <typename T, int V>
 __global__ void __launch_bounds__(256) deform_round(const float* sums, unsigned long long count, T* grad_value) {
-  const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * blockDim.x;
-  for (unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+  const unsigned long long step = static_cast<unsigned long long>(gridDim.x) * blockDim.x * V;
+  for (unsigned long long i = (static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x) * V; i < count;
        i += step) {
-    grad_value[i] = from_float<T>(sums[i]);
+    float x[V];
+    Wide<float, V>::load(sums + i, x);
+    Wide<T, V>::store(grad_value + i, x);
   }
 }
 
@@ -92,8 +95,12 @@ __device__ __forceinline__ void add_fixed(unsigned long long* to, unsigned char*
 // G lanes share an item, each V channels at a time; V > 1 wants everything aligned and D a multiple of V. A round is G
 // points: each lane prepares one, all lanes take the points in turn (dot products of grad_out with the corners' tokens;
 // updates of grad_value), each lane finishes its point.
-template <typename T, int V, int G>
-__global__ void __launch_bounds__(256) deform_backward(const DeformArguments call, const DeformGradients gradients) {
+//
+// Model: the call is of four levels of four points, D is V G, and grad_value is wanted, in fp32: else all of these are
+// what the call says.
+template <typename T, int V, int G, bool Model>
+__global__ void __launch_bounds__(256, Model ? 4 : 2)
+    deform_backward(const DeformArguments call, const DeformGradients gradients) {
   constexpr int kItems = 32 / G;
   constexpr bool kAligned = V > 1;
   constexpr unsigned kOutside = 0xffffffffu;
@@ -104,11 +111,12 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
   Level* levels = reinterpret_cast<Level*>(shared);
   read_levels(call, levels);
 
-  const int points = call.levels * call.points;
+  const int level_count = Model ? 4 : call.levels, level_points = Model ? 4 : call.points;
+  const int points = level_count * level_points, channels = Model ? V * G : call.channels;
   const int lane = static_cast<int>(threadIdx.x % 32), member = lane % G, slot = static_cast<int>(threadIdx.x) - member;
   // Of each point of the warp's items: its sample's product with grad_out, and its gradient (x, y) times the level's
   // size.
-  float* const samples = reinterpret_cast<float*>(levels + call.levels) + (threadIdx.x / 32) * (3 * kItems * points);
+  float* const samples = reinterpret_cast<float*>(levels + level_count) + (threadIdx.x / 32) * (3 * kItems * points);
   float* const slopes = samples + kItems * points;
   const unsigned heads = static_cast<unsigned>(call.heads);
   const unsigned long long items = static_cast<unsigned long long>(call.batch) * call.queries * heads;
@@ -120,15 +128,20 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
 
   const T* const logits = static_cast<const T*>(call.logits) + static_cast<size_t>(index) * points;
   const T* const offsets = static_cast<const T*>(call.offsets) + static_cast<size_t>(index) * points * 2;
-  const float* const references = call.reference + static_cast<size_t>(frame_query) * call.levels * call.coordinates;
-  const T* const grad_out = static_cast<const T*>(gradients.out) + static_cast<size_t>(index) * call.channels;
-  const float half_of_points = 0.5f / static_cast<float>(call.points);
+  const float* const references = call.reference + static_cast<size_t>(frame_query) * level_count * call.coordinates;
+  const T* const grad_out = static_cast<const T*>(gradients.out) + static_cast<size_t>(index) * channels;
+  const float half_of_points = 0.5f / static_cast<float>(level_points);
   const Softmax softmax = softmax_of<G>(logits, points, member);
   const size_t slice = static_cast<size_t>(frame) * call.tokens * heads + head;  // in rows of D
-  const T* const value = static_cast<const T*>(call.value) + slice * call.channels;
-  const bool one_pass = call.channels <= V * G;
+  const T* const value = static_cast<const T*>(call.value) + slice * channels;
+  const bool one_pass = channels <= V * G;
+  // Of a token, in bytes, from this lane's channels on.
+  const unsigned token_bytes = heads * static_cast<unsigned>(channels * sizeof(T));
+  const unsigned sum_bytes = heads * static_cast<unsigned>(channels * sizeof(float));
+  const char* const own_tokens = opaque(reinterpret_cast<const char*>(value + V * member));
+  char* const own_sums = opaque(reinterpret_cast<char*>(gradients.value + slice * channels + V * member));
   float own_grad[V] = {};
-  if (V * member < call.channels) Wide<T, V>::load(grad_out + V * member, own_grad);
+  if (V * member < channels) Wide<T, V>::load(grad_out + V * member, own_grad);
   float scale = 0.0f;
   if (gradients.fixed_value != nullptr) scale = power_of_two(fixed_point_shift(__ldg(gradients.largest), call.queries));
 
@@ -141,7 +154,7 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
     float weight = 0.0f, x = 0.0f, y = 0.0f;
     float2 size = make_float2(1.0f, 1.0f), reach = make_float2(1.0f, 1.0f);
     if (own) {
-      const int l = k / call.points;
+      const int l = k / level_points;
       const Level level = levels[l];
       const Reference reference = reference_at<kAligned>(references + l * call.coordinates, call.coordinates);
       const Cell cell = cell_of(
@@ -169,36 +182,59 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
       const unsigned row[4] = {row4.x, row4.y, row4.z, row4.w};
       const float share[4] = {share4.x, share4.y, share4.z, share4.w};
       float dot[4] = {};
-#pragma unroll 1
-      for (int channel = V * member; channel < call.channels; channel += V * G) {
-        float grad[V];
-#pragma unroll
-        for (int i = 0; i < V; ++i) grad[i] = own_grad[i];
-        if (!one_pass) Wide<T, V>::load(grad_out + channel, grad);
+      if constexpr (Model) {
         float token[4][V];
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
 #pragma unroll
           for (int i = 0; i < V; ++i) token[corner][i] = 0.0f;
           if (row[corner] != kOutside) {
-            Wide<T, V>::load(value + (static_cast<size_t>(row[corner]) * heads) * call.channels + channel,
+            Wide<T, V>::load(reinterpret_cast<const T*>(own_tokens + static_cast<uint64_t>(row[corner]) * token_bytes),
                              token[corner]);
           }
         }
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
-          if (row[corner] == kOutside) continue;
-#pragma unroll
-          for (int i = 0; i < V; ++i) dot[corner] = fmaf(grad[i], token[corner][i], dot[corner]);
           float part[V];
 #pragma unroll
-          for (int i = 0; i < V; ++i) part[i] = share[corner] * grad[i];
-          const size_t to = slice + static_cast<size_t>(row[corner]) * heads;
-          if (gradients.value != nullptr) {
-            add_to<V>(gradients.value + to * call.channels + channel, part);
-          } else if (gradients.fixed_value != nullptr) {
-            add_fixed<V>(gradients.fixed_value + to * call.channels + channel, gradients.broken_value + to, part,
-                         scale);
+          for (int i = 0; i < V; ++i) {
+            dot[corner] = fmaf(own_grad[i], token[corner][i], dot[corner]);
+            part[i] = share[corner] * own_grad[i];
+          }
+          if (row[corner] != kOutside) {
+            add_to<V>(reinterpret_cast<float*>(own_sums + static_cast<uint64_t>(row[corner]) * sum_bytes), part);
+          }
+        }
+      } else {
+#pragma unroll 1
+        for (int channel = V * member; channel < channels; channel += V * G) {
+          float grad[V];
+#pragma unroll
+          for (int i = 0; i < V; ++i) grad[i] = own_grad[i];
+          if (!one_pass) Wide<T, V>::load(grad_out + channel, grad);
+          float token[4][V];
+#pragma unroll
+          for (int corner = 0; corner < 4; ++corner) {
+#pragma unroll
+            for (int i = 0; i < V; ++i) token[corner][i] = 0.0f;
+            if (row[corner] != kOutside) {
+              Wide<T, V>::load(value + (static_cast<size_t>(row[corner]) * heads) * channels + channel, token[corner]);
+            }
+          }
+#pragma unroll
+          for (int corner = 0; corner < 4; ++corner) {
+            if (row[corner] == kOutside) continue;
+#pragma unroll
+            for (int i = 0; i < V; ++i) dot[corner] = fmaf(grad[i], token[corner][i], dot[corner]);
+            float part[V];
+#pragma unroll
+            for (int i = 0; i < V; ++i) part[i] = share[corner] * grad[i];
+            const size_t to = slice + static_cast<size_t>(row[corner]) * heads;
+            if (gradients.value != nullptr) {
+              add_to<V>(gradients.value + to * channels + channel, part);
+            } else if (gradients.fixed_value != nullptr) {
+              add_fixed<V>(gradients.fixed_value + to * channels + channel, gradients.broken_value + to, part, scale);
+            }
           }
         }
       }
@@ -243,9 +279,9 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
     }
   }
   if (gradients.reference != nullptr && active) {
-    for (int l = member; l < call.levels; l += G) {
+    for (int l = member; l < level_count; l += G) {
       float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      for (int k = l * call.points; k < (l + 1) * call.points; ++k) {
+      for (int k = l * level_points; k < (l + 1) * level_points; ++k) {
         const float slope_x = slopes[2 * (k * kItems + lane / G)], slope_y = slopes[2 * (k * kItems + lane / G) + 1];
         sum.x += slope_x, sum.y += slope_y;
         if (call.coordinates == 4) {
@@ -253,7 +289,7 @@ __global__ void __launch_bounds__(256) deform_backward(const DeformArguments cal
           sum.z += slope_x * (offset.x * half_of_points), sum.w += slope_y * (offset.y * half_of_points);
         }
       }
-      float* const to = gradients.reference + (static_cast<size_t>(index) * call.levels + l) * call.coordinates;
+      float* const to = gradients.reference + (static_cast<size_t>(index) * level_count + l) * call.coordinates;
       to[0] = sum.x, to[1] = sum.y;
       if (call.coordinates == 4) to[2] = sum.z, to[3] = sum.w;
     }

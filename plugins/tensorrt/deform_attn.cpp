@@ -10,11 +10,11 @@ namespace {
 
 using nvinfer1::PluginFieldCollection;
 
-enum Input { kValue, kShapes, kReference, kOffsets };
+enum Input { kValue, kShapes, kReference, kOffsets, kLogits };
 
 class DeformAttn final : public Plugin {
  public:
-  DeformAttn() : Plugin(kDeformAttn, "mssts MSDeformAttn kernels=1") {}
+  DeformAttn() : Plugin(kDeformAttn, "mssts MSDeformAttn") {}
 
   nvinfer1::IPluginV3* clone() noexcept override {
     return guarded(kDeformAttn.op, static_cast<nvinfer1::IPluginV3*>(nullptr),
@@ -46,12 +46,23 @@ class DeformAttn final : public Plugin {
     return out_NQC;
   }
 
-  int launch(const Letters& letters, const PluginTensorDesc* inputs, const void* const* input_data, void* output_data,
-             void* stream) const override {
-    const mssts_deform_attn call = deform_attn_call(letters, dtype_of(inputs[kValue].type),
-                                                    dtype_of(inputs[kShapes].type), input_data, output_data);
-    return mssts_cuda_deform_attn_forward(&call, stream);
+  void prepare(const Letters& letters, const PluginTensorDesc* inputs) override {
+    constexpr const void* kNone[kMostInputs] = {};
+    call_ = deform_attn_call(letters, dtype_of(inputs[kValue].type), dtype_of(inputs[kShapes].type), kNone, nullptr);
   }
+
+  int launch(const void* const* input_data, void* output_data, void* stream) override {
+    call_.value = input_data[kValue];
+    call_.shapes = input_data[kShapes];
+    call_.reference = input_data[kReference];
+    call_.offsets = input_data[kOffsets];
+    call_.logits = input_data[kLogits];
+    call_.out = output_data;
+    return mssts_cuda_deform_attn_forward(&call_, stream);
+  }
+
+ private:
+  mssts_deform_attn call_{};
 };
 
 class DeformAttnCreator final : public nvinfer1::IPluginCreatorV3One {

@@ -1,5 +1,6 @@
 #include "plugin.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace mssts::trt {
@@ -123,16 +124,38 @@ int32_t Plugin::onShapeChange(const PluginTensorDesc* inputs, int32_t input_coun
     std::vector<const PluginTensorDesc*> tensors;
     for (int32_t i = 0; i < input_count; ++i) tensors.push_back(&inputs[i]);
     tensors.push_back(&outputs[0]);
-    return accepts(tensors.data()) ? 0 : -1;
+    if (!accepts(tensors.data())) return -1;
+    prepare_for(inputs);
+    return 0;
   });
+}
+
+bool Plugin::is_prepared(const PluginTensorDesc* inputs) const noexcept {
+  for (int32_t i = 0; i < node_.input_count; ++i) {
+    const nvinfer1::Dims& now = inputs[i].dims;
+    const nvinfer1::Dims& then = prepared_dims_[i];
+    if (inputs[i].type != prepared_types_[i] || now.nbDims != then.nbDims) return false;
+    if (!std::equal(now.d, now.d + now.nbDims, then.d)) return false;
+  }
+  return prepared_;
+}
+
+void Plugin::prepare_for(const PluginTensorDesc* inputs) {
+  Letters letters;
+  for (int32_t i = 0; i < node_.input_count; ++i) {
+    letters.bind(node_.tensors[i], sizes_of(inputs[i].dims));
+    prepared_dims_[i] = inputs[i].dims;
+    prepared_types_[i] = inputs[i].type;
+  }
+  prepare(letters, inputs);
+  prepared_ = true;
 }
 
 int32_t Plugin::enqueue(const PluginTensorDesc* inputs, const PluginTensorDesc*, const void* const* input_data,
                         void* const* output_data, void*, cudaStream_t stream) noexcept {
   return guarded(node_.op, int32_t{-1}, [&]() -> int32_t {
-    Letters letters;  // checked by onShapeChange
-    for (int32_t i = 0; i < node_.input_count; ++i) letters.bind(node_.tensors[i], sizes_of(inputs[i].dims));
-    const int status = launch(letters, inputs, input_data, output_data[0], stream);
+    if (!is_prepared(inputs)) prepare_for(inputs);  // else by onShapeChange, which has checked them
+    const int status = launch(input_data, output_data[0], stream);
     if (status == MSSTS_OK) return 0;
     reject(Severity::kERROR, mssts_last_error());
     return status;

@@ -11,6 +11,10 @@
 #include "registry.h"
 #include "tensors.h"
 
+#ifndef MSSTS_KERNELS_HASH
+#error "MSSTS_KERNELS_HASH is the hash of the kernels' sources and compiler (CMakeLists.txt)"
+#endif
+
 namespace mssts::trt {
 
 class Plugin : public nvinfer1::IPluginV3,
@@ -58,16 +62,22 @@ class Plugin : public nvinfer1::IPluginV3,
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
 
  protected:
-  // `identity` tells the attributes and the generation of the kernels: two plugins that share it run equally fast.
-  Plugin(const Node& node, std::string identity) : node_(node), identity_(std::move(identity)) {}
+  static constexpr int32_t kMostInputs = 5;
+
+  // `identity` tells the attributes; with the hash of the kernels it is the timing cache's id: two plugins that share
+  // it run equally fast.
+  Plugin(const Node& node, std::string identity) : node_(node), identity_(std::move(identity)) {
+    identity_ += " kernels=" MSSTS_KERNELS_HASH;
+  }
   Plugin(const Plugin&) = default;
 
   // What is wrong with the sizes beyond its letters; "" if nothing.
   virtual std::string size_error(const Letters& letters, const Sizes& output) const = 0;
   virtual DimsExprs output_shape(const DimsExprs* inputs, nvinfer1::IExprBuilder& builder) const = 0;
-  // Runs the kernel: a mssts_status.
-  virtual int launch(const Letters& letters, const PluginTensorDesc* inputs, const void* const* input_data,
-                     void* output_data, void* stream) const = 0;
+  // Keeps the call of these sizes and types, so that enqueue has only to set its pointers.
+  virtual void prepare(const Letters& letters, const PluginTensorDesc* inputs) = 0;
+  // Runs the kernel of the prepared call: a mssts_status.
+  virtual int launch(const void* const* input_data, void* output_data, void* stream) = 0;
 
   bool reject(Severity severity, const std::string& message) const noexcept;
 
@@ -75,9 +85,15 @@ class Plugin : public nvinfer1::IPluginV3,
   bool counts_fit(int32_t inputs, int32_t outputs) const;
   // Logs what is wrong with types, formats and sizes of a whole set of tensors; true if nothing.
   bool accepts(const PluginTensorDesc* const* tensors) const;
+  // Whether the prepared call is of these sizes and types. It allocates nothing.
+  bool is_prepared(const PluginTensorDesc* inputs) const noexcept;
+  void prepare_for(const PluginTensorDesc* inputs);
 
   const Node& node_;
   std::string identity_;
+  bool prepared_ = false;
+  nvinfer1::Dims prepared_dims_[kMostInputs] = {};
+  DataType prepared_types_[kMostInputs] = {};
 };
 
 }  // namespace mssts::trt

@@ -15,9 +15,9 @@ using nvinfer1::PluginFieldType;
 class TemporalAttn final : public Plugin {
  public:
   explicit TemporalAttn(int32_t heads)
-      : Plugin(kTemporalAttn, "mssts SplitTemporalAttn kernels=1 heads=" + std::to_string(heads)), heads_(heads) {}
+      : Plugin(kTemporalAttn, "mssts SplitTemporalAttn heads=" + std::to_string(heads)), heads_(heads) {}
   // The fields of a copy point to its own attributes.
-  TemporalAttn(const TemporalAttn& other) : Plugin(other), heads_(other.heads_) {}
+  TemporalAttn(const TemporalAttn& other) : Plugin(other), heads_(other.heads_), call_(other.call_) {}
 
   nvinfer1::IPluginV3* clone() noexcept override {
     return guarded(kTemporalAttn.op, static_cast<nvinfer1::IPluginV3*>(nullptr),
@@ -33,17 +33,24 @@ class TemporalAttn final : public Plugin {
 
   DimsExprs output_shape(const DimsExprs* inputs, nvinfer1::IExprBuilder&) const override { return inputs[0]; }
 
-  int launch(const Letters& letters, const PluginTensorDesc* inputs, const void* const* input_data, void* output_data,
-             void* stream) const override {
-    const mssts_temporal_attn call =
-        temporal_attn_call(letters, heads_, dtype_of(inputs[0].type), input_data, output_data);
-    return mssts_cuda_temporal_attn_forward(&call, stream);
+  void prepare(const Letters& letters, const PluginTensorDesc* inputs) override {
+    constexpr const void* kNone[kMostInputs] = {};
+    call_ = temporal_attn_call(letters, heads_, dtype_of(inputs[0].type), kNone, nullptr);
+  }
+
+  int launch(const void* const* input_data, void* output_data, void* stream) override {
+    call_.query = input_data[0];
+    call_.key = input_data[1];
+    call_.value = input_data[2];
+    call_.out = output_data;
+    return mssts_cuda_temporal_attn_forward(&call_, stream);
   }
 
  private:
   int32_t heads_;
   PluginField field_{"heads", &heads_, PluginFieldType::kINT32, 1};
   PluginFieldCollection fields_{1, &field_};
+  mssts_temporal_attn call_{};
 };
 
 // The attribute of an ONNX node or of a serialised plugin. plugin_version and plugin_namespace stand beside it.

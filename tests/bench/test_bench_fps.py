@@ -11,14 +11,16 @@ import pytest
 import torch
 from support.clips import clip
 
+from mssts.bench import rates
 from mssts.bench.fps import engines as fps_engines
 from mssts.bench.fps import measuring
 from mssts.bench.fps.command import print_fps
 from mssts.bench.fps.engines import Candidate, Setting, saved_random_checkpoint
-from mssts.bench.fps.measuring import _summary, measure
+from mssts.bench.fps.measuring import measure, summary
 from mssts.bench.fps.memory import peak_memory_mb
 from mssts.bench.fps.released import ReleasedEngine
 from mssts.cli import main
+from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.errors import MsstsError
 from mssts.model.config import BASELINE, preset
 from mssts.model.engine import Engine
@@ -26,6 +28,12 @@ from mssts.model.mssts_vis import MSSTSVIS
 from mssts.runners.tensorrt_library import Gpu
 
 SIZE, FRAMES = (64, 96), 2
+
+
+@pytest.fixture(autouse=True)
+def quick_rates(monkeypatch):
+    """What a rate of this machine really is is not the matter here."""
+    monkeypatch.setattr(rates, "_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +88,31 @@ def test_figures_are_printed_and_written_and_absent_engines_named(tmp_path, caps
         assert row["frames_per_second"] == pytest.approx(2e3 / row["ms_median"])
         assert row["peak_memory_mb"] > 50  # PyTorch alone is more
         assert row["threads"] == 1
-        assert row["variant"] == "trained"
+        assert row["variant"] == "trained" and row["scope"] == "model"
+        assert len(row["samples_ms"]) == 3
+        assert row["times_of_floor"] == pytest.approx(row["ms_median"] / row["floor_ms"]) and row["floor_ms"] > 0
+    assert [rate["dtype"] for rate in report["best_rates"]] == ["fp32"]
+    assert all(figure["hardware"] for figure in report["published"])
     assert {"machine", "versions", "commit"} <= set(report)
     assert all(0 < ms < 1e4 for ms in report["around"].values())
     assert [(entry["runner"], entry["precision"]) for entry in report["not_measured"]] == [("released", "bf16")]
     printed = capsys.readouterr().out
-    assert "not measured here: it has no bf16" in printed
+    assert "not measured here: it has no bf16" in printed and "best rate of this machine in fp32" in printed
+
+
+def test_a_clip_from_jpeg_to_run_lengths_and_ap_are_of_the_same_engine(tmp_path, checkpoint):
+    data = write_dataset(tmp_path / "data", 1, 3, MovingShapesConfig(length=2), progress=False)
+    out = tmp_path / "fps.json"
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch,released", "--no-memory", "--size", "64x96"]
+    arguments += ["--frames", "2", "--repeats", "2", "--scopes", "model,pipeline,served", "--data", str(data)]
+    assert main(["bench", "fps", *arguments, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    rows = {(row["runner"], row["scope"]): row for row in report["rows"]}
+    assert set(rows) == {("pytorch", "model"), ("released", "model"), ("pytorch", "pipeline")}
+    assert 0 <= rows["pytorch", "model"]["ap"] <= 1 and rows["released", "model"]["ap"] is None
+    reasons = {(entry["runner"], entry["scope"]): entry["reason"] for entry in report["not_measured"]}
+    assert "a server takes an exported engine" in reasons["pytorch", "served"]
+    assert ("released", "pipeline") in reasons
 
 
 def test_a_package_that_is_not_installed_is_said_before_anything_is_exported(monkeypatch, tmp_path, capsys, checkpoint):
@@ -242,7 +269,7 @@ def test_a_plan_is_not_built_for_a_gpu_that_tensorrt_rtx_does_not_know(monkeypat
 
 
 def test_percentiles_lie_between_the_values():
-    found = _summary([0.4, 0.1, 0.2, 0.3, 0.5], frames=6)
+    found = summary([0.4, 0.1, 0.2, 0.3, 0.5], frames=6)
     assert found["ms_median"] == pytest.approx(300)
     assert found["ms_p5"] == pytest.approx(120)
     assert found["ms_p95"] == pytest.approx(480)
@@ -253,7 +280,7 @@ def test_percentiles_lie_between_the_values():
     ("flag", "value"),
     [("--size", "big"), ("--frames", "0"), ("--repeats", "0"), ("--threads", "0"), ("--runners", "abacus"),
      ("--precision", "fp3"), ("--switches", "none"), ("--checkpoint", "absent.safetensors"), ("--preset", "huge"),
-     ("--batch", "0")],
+     ("--batch", "0"), ("--scopes", "moon")],
 )  # fmt: skip
 def test_bad_arguments_are_one_line(capsys, flag, value):
     assert main(["bench", "fps", flag, value]) == 2

@@ -31,7 +31,7 @@ pytest.importorskip("ray")
 
 
 def test_faults_cost_no_other_video_anything(
-    engine: Path, by_one_process: Callable[[Path], bytes], tmp_path: Path
+    engine: Path, by_one_process: Callable[[Path], bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A corrupt video, and one whose worker is killed with `kill -9` each time.
 
@@ -58,9 +58,8 @@ def test_faults_cost_no_other_video_anything(
 
     write_video(corrupt, 20)
     write_video(killer, 20)
-    with started(*arguments) as driver:
-        code, _, errors = finish(driver)
-    assert code == 2 and "go on with --resume" in errors, "nothing that is done is thrown away"
+    assert main([*map(str, ("predict", *arguments))]) == 2
+    assert "go on with --resume" in capsys.readouterr().err, "nothing that is done is thrown away"
     with started(*arguments, "--resume", "--pictures", 7) as driver:
         code, printed, errors = finish(driver)
     assert code == 0, errors
@@ -80,7 +79,7 @@ def test_a_cluster_of_its_own_is_closed_to_others(
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.delenv(name, raising=False)
-    video = write_video(tmp_path / "video.mp4", 4 * LONG)
+    video = write_video(tmp_path / "video.mp4", 20 * LONG)
     with started(video, "--model", engine, "--out", tmp_path / "out", "--ray", "local", "--workers", 1) as driver:
         wait_for(lambda: any(has_open(pid, video) for pid in descendants(driver.pid)), what="the video's worker")
         ((pid, raylet),) = [entry for entry in descendants(driver.pid).items() if "/raylet " in entry[1]]
@@ -97,14 +96,14 @@ def ask(address: str, environment: dict[str, str]) -> str:
     """What a process prints that asks a cluster for its machines."""
     program = (
         "from ray._raylet import GcsClient\n"
-        f"print(len(GcsClient(address={address!r}).get_all_node_info(timeout=5)), 'machines')"
+        f"print(len(GcsClient(address={address!r}).get_all_node_info(timeout=30)), 'machines')"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     return done.stdout + done.stderr

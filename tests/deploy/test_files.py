@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,33 @@ def test_the_entry_point_ends_when_the_repository_cannot_be_made(container: dict
     done = run(ENTRYPOINT, env=container)
     assert done.returncode == 2 and "no such file or folder" in done.stderr
     assert not (tmp_path / "tritonserver.called").exists()
+
+
+def test_the_entry_point_lets_no_more_clips_in_before_the_server_ends(
+    container: dict[str, str], tmp_path: Path
+) -> None:
+    write_toy_engine(tmp_path / "model")
+    write_program(
+        tmp_path / "bin" / "tritonserver",
+        f"""#!/bin/bash
+trap 'basename $MSSTS_STOPPING_FILE; [ -e $MSSTS_STOPPING_FILE ] && echo closed; exit 7' TERM
+[ -e $MSSTS_STOPPING_FILE ] || echo open
+touch {tmp_path}/started
+while true; do sleep 0.05; done
+""",
+    )
+    container |= {"MSSTS_TARGET": "python", "MSSTS_WATCH": "0.2", "MSSTS_DRAIN": "0.3"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stopping").touch()  # of a start before this one
+    process = subprocess.Popen([ENTRYPOINT], env=container, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    start = time.monotonic()
+    process.terminate()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 7 and time.monotonic() - start >= 0.3
+    assert output.splitlines()[-3:] == ["open", "stopping", "closed"]
 
 
 # --- compose ---------------------------------------------------------------------------------------------------------

@@ -320,7 +320,7 @@ def score(monkeypatch, plan: float) -> None:
     """A machine with a GPU, of which the parts that need it are replaced."""
     monkeypatch.setattr(tensorrt_builder, "first_gpu", lambda: Gpu("GPU A", "8.9"))
     monkeypatch.setattr(tensorrt_builder, "_layer_report", lambda *_: [])
-    monkeypatch.setattr(tensorrt_builder, "check_report", lambda *_: None)
+    monkeypatch.setattr(tensorrt_builder, "check_report", lambda *_: [])
     monkeypatch.setattr(tensorrt_builder, "check_parity", lambda *_: {"holds": None, "reason": "not compared"})
     monkeypatch.setattr(Scored, "plan", plan)
     monkeypatch.setattr(average_precision, "LocalSegmenter", Scored)

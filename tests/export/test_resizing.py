@@ -75,7 +75,7 @@ def test_sizes_are_those_of_the_host():
 
 
 def test_the_check_of_an_export_sees_a_wrong_filter(monkeypatch):
-    assert check_resizing(RULE, 18) <= 1
+    assert check_resizing(RULE, 18) == check_resizing(replace(RULE, in_engine=True), 18) <= 1
     right = resizing._weights
 
     def nearest(nodes, n, m, shrinks, averages):

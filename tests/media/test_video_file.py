@@ -290,6 +290,7 @@ def test_decoded_frames_are_freed_at_once(tmp_path: Path) -> None:
     """
     path = write_video(tmp_path / "scene.mp4", [np.full((48, 64, 3), t, np.uint8) for t in range(60)])
     frames = open_source(path).videos[0].frames()
+    gc.collect()  # those of other tests
     gc.disable()
     try:
         for _ in range(50):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.cuda_backends import (
+    ORDERS,
+    Backend,
+    DeviceMemory,
+    GuardedMemory,
     build_emulation,
+    gpu_library,
     missing_tool,
 )
 from support.tensorrt_driver import Built, Driver, compile_all
@@ -19,6 +25,27 @@ def emulation() -> Path:
     if tool := missing_tool():
         pytest.skip(f"the emulation is built with {tool}, which is not installed")
     return build_emulation()
+
+
+@pytest.fixture(scope="session", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """The kernels in emulation, or on a GPU."""
+    if request.param == "gpu":
+        handle, reason = gpu_library()
+        if reason:
+            pytest.skip(reason)
+        return Backend(handle, DeviceMemory)
+    folder = request.getfixturevalue("emulation")
+    return Backend(ctypes.CDLL(str(folder / "libmssts_cuda_emulated.so")), GuardedMemory)
+
+
+@pytest.fixture(params=ORDERS)
+def any_order(request: pytest.FixtureRequest, backend: Backend) -> Iterator[None]:
+    """Races show where the order of the threads changes the result."""
+    if not backend.emulated and request.param != 0:
+        pytest.skip("a GPU chooses the order itself")
+    with backend.order(request.param):
+        yield
 
 
 @pytest.fixture(scope="session")

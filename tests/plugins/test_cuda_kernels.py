@@ -6,11 +6,10 @@ rounded to the storage. Ours may err twice as much. `make test-gpu` runs the sam
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ import torch
 from support.cuda_backends import (
     DETERMINISTIC,
     NO_TENSOR_CORES,
+    ORDERS,
     Backend,
-    DeviceMemory,
-    GuardedMemory,
-    gpu_library,
 )
 from support.kernel_cases import (
     DEFORM_CASES,
@@ -38,55 +35,14 @@ from support.kernel_cases import (
     temporal_gradients,
     temporal_reference,
 )
+from support.kernel_errors import assert_as_exact_as_pytorch, in_float32
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-ORDERS = [0, -1, 7]  # of threads and blocks: ascending, descending, random
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 every_temporal_case = pytest.mark.parametrize("case", TEMPORAL_CASES, ids=lambda case: case.name)
 every_deform_case = pytest.mark.parametrize("case", DEFORM_CASES, ids=lambda case: case.name)
-
-
-@pytest.fixture(scope="session", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    if request.param == "gpu":
-        handle, reason = gpu_library()
-        if reason:
-            pytest.skip(reason)
-        return Backend(handle, DeviceMemory)
-    folder = request.getfixturevalue("emulation")
-    return Backend(ctypes.CDLL(str(folder / "libmssts_cuda_emulated.so")), GuardedMemory)
-
-
-@pytest.fixture(params=ORDERS)
-def any_order(request: pytest.FixtureRequest, backend: Backend) -> Iterator[None]:
-    """Races show where the order of the threads changes the result."""
-    if not backend.emulated and request.param != 0:
-        pytest.skip("a GPU chooses the order itself")
-    with backend.order(request.param):
-        yield
-
-
-def widest_error(found: Tensor, exact: Tensor) -> float:
-    assert found.shape == exact.shape
-    return float((found.double() - exact).abs().max()) if exact.numel() else 0.0
-
-
-def assert_as_exact_as_pytorch(found: Tensor, exact: Tensor, pytorch: Tensor) -> None:
-    """`pytorch` is in fp32 or more, and rounded to the storage of `found` here."""
-    size = float(exact.abs().max()) if exact.numel() else 0.0
-    # The slack: a few roundings of fp32, for where PyTorch happens to make none.
-    bound = 2 * widest_error(pytorch.to(found.dtype), exact) + 16 * torch.finfo(torch.float32).eps * size
-    assert widest_error(found, exact) <= bound
-    assert not found.isnan().any()
-
-
-def in_float32(inputs: Any) -> Any:
-    """The inputs of either op, upcast as the definition upcasts them."""
-    return replace(
-        inputs, **{n: x.float() for n, x in vars(inputs).items() if isinstance(x, Tensor) and x.is_floating_point()}
-    )
 
 
 def pytorch_gradients(
@@ -248,43 +204,6 @@ def test_deformable_attention_at_any_address(backend: Backend, dtype: torch.dtyp
     inputs, offset = DeformCase("", N=1, D=32, Q=9).inputs(dtype), elements * dtype.itemsize % 16
     check_deform_forward(backend, inputs, offset)
     check_deform_backward(backend, inputs, DETERMINISTIC, offset)
-
-
-@pytest.mark.parametrize("only", ["value", "offsets", "logits", "out"])
-def test_the_forward_with_one_tensor_at_an_odd_address(backend: Backend, only: str) -> None:
-    """A NaN takes the way of the tensor kernel that stores 16 bytes at once."""
-    inputs = DeformCase("", N=1, D=32, Q=9).inputs(torch.float16)
-    inputs.value_NSMD[0, ::9, 1, 3] = torch.nan
-    exact, aligned = deform_reference(inputs.double()), backend.deform_forward(inputs)
-    found = backend.deform_forward(inputs, 8, only=only)
-    assert torch.equal(found.isnan(), exact.isnan()) and exact.isnan().any()
-    torch.testing.assert_close(found, aligned, rtol=2e-3, atol=2e-3, equal_nan=True)
-
-
-# Levels that end in tiles of all sizes, a level without tokens, and shapes that are not what the tokens are.
-ENCODERS = {
-    "sides of no multiple of 8": ((13, 19), (7, 10), (4, 5), (2, 3)),
-    "whole tiles": ((16, 16), (8, 8), (1, 24), (24, 1)),
-    "an empty level": ((9, 17), (0, 3), (4, 5), (2, 3)),
-    "three levels": ((13, 19), (7, 10), (1, 1)),
-}
-
-
-@by_dtype
-@pytest.mark.parametrize("D", [32, 64])
-@pytest.mark.parametrize("shapes", ENCODERS.values(), ids=ENCODERS)
-def test_an_encoder_whose_every_token_is_a_query(backend: Backend, dtype: torch.dtype, D: int, shapes: Any) -> None:
-    """Its queries are taken in tiles, each once."""
-    tokens = sum(h * w for h, w in shapes)
-    check_deform_forward(backend, DeformCase("", shapes=shapes, N=1, Q=tokens, M=2, D=D).inputs(dtype))
-
-
-@by_dtype
-def test_as_many_queries_as_tokens_with_shapes_of_fewer(backend: Backend, dtype: torch.dtype) -> None:
-    """The queries behind the last level are taken as they come."""
-    inputs = DeformCase("", shapes=((13, 19), (7, 10), (4, 5), (2, 3)), N=1, Q=343, M=1, D=32).inputs(dtype)
-    fewer = replace(inputs, shapes_L2=torch.tensor([[13, 19], [7, 10], [3, 5], [0, 0]]))
-    check_deform_forward(backend, replace(fewer, shapes=[(13, 19), (7, 10), (3, 5), (0, 0)]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])

@@ -123,3 +123,23 @@ def test_the_library_that_make_plugins_builds_is_for_the_tensorrt_it_names():
     )
     answer = subprocess.run([sys.executable, "-c", program, real.path], capture_output=True, text=True, check=True)
     assert answer.stdout.startswith("TensorRT 1")
+
+
+@pytest.mark.parametrize("op", ["MSDeformAttn", "SplitTemporalAttn"])
+def test_enqueue_costs_the_host_next_to_nothing(start, built: Built, op: str) -> None:
+    """It allocates nothing, and takes under 2 µs beside what a launch takes."""
+    driver = start(Path("nothing"))
+    driver("dlopen", built.library, "now", "local")
+    driver("logger")
+    if op == "MSDeformAttn":
+        sizes = ["5,4820,8,32", "4,2", "5,4820,4,2", "5,4820,8,4,4,2", "5,4820,8,4,4", "5,4820,256"]
+        types = ["float16", "int64", "float32", "float16", "float16", "float16"]
+        driver("create", op, "runtime")
+    else:
+        sizes, types = ["1,5,4820,64", "1,10,4820,64", "1,10,4820,64", "1,5,4820,64"], ["float16"] * 4
+        driver("create", op, "runtime", "heads:int32:4")
+    tensors = [f"{dtype}:{size}" for dtype, size in zip(types, sizes, strict=True)]
+    assert driver("change", *tensors) == Reply(0, [])
+    microseconds, allocations = driver("cost", *tensors).result
+    assert allocations == 0
+    assert microseconds <= 2

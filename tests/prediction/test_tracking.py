@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from mssts.errors import MsstsError
-from mssts.prediction.tracking import Linker, Track
+from mssts.manifest import Category
+from mssts.prediction.results import submission_entries
+from mssts.prediction.tracking import Linker, LinkOptions, Track
 from mssts.prediction.windowing import windows
 from mssts.segmenters.base import Instances
 
@@ -64,6 +67,14 @@ def encode(mask: np.ndarray | None) -> bytes | None:
     return None if mask is None or not mask.any() else coco_mask.encode(np.asfortranarray(mask))["counts"]
 
 
+def extent(mask: np.ndarray | None) -> tuple[int, int, int, int]:
+    """x1, y1, x2, y2 of a mask's pixels."""
+    if mask is None or not mask.any():
+        return 0, 0, 0, 0
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def found(start: int, end: int, objects: Sequence[tuple[int, float, Masks]]) -> Instances:
     """A perfect engine's findings in frames start … end − 1, best first.
 
@@ -75,7 +86,7 @@ def found(start: int, end: int, objects: Sequence[tuple[int, float, Masks]]) -> 
     return Instances(
         scores=np.array([score for _, score, _ in ordered], np.float32),
         labels=np.array([label for label, _, _ in ordered], np.int32),
-        boxes=np.array([[[start + t, 0, 1, 1] for t in range(end - start)] for _ in ordered], np.float32).reshape(
+        boxes=np.array([[extent(mask) for mask in masks[start:end]] for _, _, masks in ordered], np.float32).reshape(
             len(ordered), end - start, 4
         ),
         rles=tuple(tuple(encode(mask) for mask in masks[start:end]) for _, _, masks in ordered),
@@ -140,18 +151,64 @@ def test_an_occluded_object_keeps_its_identity(gap: tuple[int, int], overlap: in
 
 
 def test_an_object_that_appears_long_after_another_left_is_another() -> None:
-    masks: list[np.ndarray | None] = [square(10)] * 3 + [None] * 20 + [square(10)] * 7
-    assert len(link(30, 5, 1, [(0, 0.9, masks)])) == 2
+    for hidden, identities in ((20, 1), (40, 2)):  # an object may be out of sight for 30 frames
+        masks: list[np.ndarray | None] = [square(10)] * 3 + [None] * hidden + [square(10)] * 7
+        assert len(link(hidden + 10, 5, 1, [(0, 0.9, masks)])) == identities
 
 
 def test_the_better_of_two_hypotheses_continues_the_better() -> None:
-    good, poor = [square(10)] * 9, [square(11)] * 9
+    good, poor = [square(10)] * 9, [square(15)] * 9  # IoU 0.6: too little to be one object for sure
     linker = Linker()
     linker.add(0, 5, found(0, 5, [(0, 0.9, good), (0, 0.2, poor)]))
     linker.add(4, 5, found(4, 9, [(0, 0.8, poor), (0, 0.1, good)]))
     best, worst = linker.tracks()
     assert best.score == pytest.approx((5 * 0.9 + 4 * 0.8) / 9)
     assert worst.score == pytest.approx((5 * 0.2 + 4 * 0.1) / 9)
+
+
+def test_hypotheses_of_one_object_are_one_track_of_several_classes() -> None:
+    """One query under two classes, and another query with almost the same masks."""
+    masks, almost = [square(10)] * 9, [square(11)] * 9
+    linker = Linker()
+    linker.add(0, 5, found(0, 5, [(0, 0.5, masks), (1, 0.4, masks), (1, 0.45, almost), (0, 0.1, almost)]))
+    linker.add(4, 5, found(4, 9, [(0, 0.3, masks), (1, 0.6, masks)]))
+    assert [instance.label for instance in linker.visible(8)] == [1]
+    (track,) = linker.tracks()
+    assert_follows(track, masks)
+    expected = {0: (5 * 0.5 + 4 * 0.3) / 9, 1: (5 * 0.45 + 4 * 0.6) / 9}
+    assert track.class_scores == pytest.approx(expected)
+    assert (track.label, track.score) == (1, pytest.approx(expected[1]))
+    assert track.certainty == pytest.approx(9 / 11)
+
+
+def test_an_object_comes_back_under_its_own_colours() -> None:
+    """Two objects of one class go behind a third and come out on each other's side."""
+    length = 24
+    hidden = range(10, 16)
+    right = [None if t in hidden else square(4 * t, y=20) for t in range(length)]
+    left = [None if t in hidden else square(95 - 4 * t, y=20) for t in range(length)]
+    shades = {0.9: np.eye(256, dtype=np.float32)[3], 0.8: np.eye(256, dtype=np.float32)[200]}
+    linker = Linker()
+    for start, frames in windows(range(length), 6, 2):
+        objects = found(start, start + len(frames), [(0, 0.9, right), (0, 0.8, left)])
+        colours = np.array([shades[round(float(score), 1)] for score in objects.scores]).reshape(-1, 256)
+        linker.add(start, len(frames), objects, colours)
+    first, second = sorted(linker.tracks(), key=lambda track: track.rles[0] != encode(right[0]))
+    assert_follows(first, right)
+    assert_follows(second, left)
+
+
+def test_a_stream_without_an_end_keeps_what_may_be_continued_alone() -> None:
+    linker = Linker()
+    sizes = []
+    for start in range(0, 1200, 3):
+        here = [square(10 + (start // 60 * 30) % 80)] * (start + 6)  # another place every 20 windows
+        linker.add(start, 6, found(start, start + 6, [(start // 60 % 3, 0.9, here)]))
+        linker.forget(start)
+        sizes.append(len(pickle.dumps(linker)))
+    assert linker.known >= 15
+    assert max(sizes[200:]) <= 1.1 * max(sizes[:200])
+    assert len(linker.tracks()) <= 3
 
 
 def test_shared_frames_are_split_between_the_windows() -> None:
@@ -161,8 +218,8 @@ def test_shared_frames_are_split_between_the_windows() -> None:
     linker.add(2, 6, found(2, 8, [(0, 0.6, later)]))
     (track,) = linker.tracks()
     assert_follows(track, earlier[:4] + later[4:8])
-    assert track.score == pytest.approx((6 * 0.9 + 4 * 0.6) / 10)  # the later window contributed frames 4 to 7
-    np.testing.assert_array_equal(track.boxes_T4[:, 0], np.arange(8))
+    assert track.score == pytest.approx((6 * 0.9 + 4 * 0.6) / 10)  # the later one contributed frames 4 to 7
+    np.testing.assert_array_equal(track.boxes_T4[:, 0], [10] * 4 + [12] * 4)
 
 
 def test_a_mask_that_one_window_lacks_is_taken_from_the_other() -> None:
@@ -222,3 +279,25 @@ def test_a_gap_between_windows_is_a_mistake() -> None:
     for start, frames in ((6, 5), (0, 5)):
         with pytest.raises(ValueError, match="does not continue"):
             linker.add(start, frames, found(start, start + frames, []))
+
+
+def test_instances_of_a_whole_video_are_kept_as_they_are() -> None:
+    """No hypothesis is put together, no score is changed, as in the released code."""
+    masks, almost = [square(10)] * 9, [square(11)] * 9
+    linker = Linker(options=LinkOptions(same_object_iou=None, score_prior_frames=0))
+    linker.add(0, 9, found(0, 9, [(0, 0.5, masks), (1, 0.4, masks), (0, 0.3, almost)]))
+    entries = submission_entries(1, SIZE, linker.tracks(), [Category(1, "one"), Category(2, "two")])
+    assert [entry["category_id"] for entry in entries] == [1, 2, 1]
+    assert [entry["score"] for entry in entries] == pytest.approx([0.5, 0.4, 0.3])
+
+
+def test_a_submission_ranks_what_was_seen_for_long_first() -> None:
+    linker = Linker()
+    linker.add(0, 6, found(0, 6, [(0, 0.9, [square(10)] * 30)]))
+    for start in range(3, 24, 3):
+        here = [(0, 0.9, [square(10)] * 30)] + [(1, 0.9, [square(70)] * 30)] * (start == 9)
+        linker.add(start, 6, found(start, start + 6, here))
+    first, second = submission_entries(1, SIZE, linker.tracks(), [Category(1, "one"), Category(2, "two")])
+    assert (first["category_id"], second["category_id"]) == (1, 2)
+    assert first["score"] == pytest.approx(0.9 * 34 / 36)  # 6 frames, then the last 4 of 7 windows
+    assert second["score"] == pytest.approx(0.9 * 6 / 8)

@@ -19,6 +19,7 @@ from support.plan import write_plan
 from support.tensorrt_stand_in import Machine
 
 from mssts import kernels
+from mssts.description import describe
 from mssts.errors import MsstsError
 from mssts.runners import tensorrt_library, tensorrt_runner
 from mssts.runners.tensorrt_library import Gpu
@@ -170,6 +171,8 @@ def test_the_tensorrt_must_be_the_one_of_the_plan(tmp_path, monkeypatch):
 def test_a_plan_with_code_of_the_host_is_allowed_where_it_was_asked_for(tmp_path, monkeypatch):
     Machine().install(monkeypatch).needs_host_code = True
     TensorRtRunner(write_plan(tmp_path, {"version_compatible": True})).close()
+    plan = write_plan(tmp_path, {"version_compatible": True}, profile={})
+    assert describe(plan)["memory"]["device_bytes"] == 3 << 20
     assert "host code that is not allowed" in refusal(write_plan(tmp_path))
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLUGINS, EMULATION = ROOT / "plugins", ROOT / "tests" / "cuda_emulation"
 SUFFIXES = (".h", ".cuh", ".cu", ".cpp", ".txt")
 DETERMINISTIC, NO_TENSOR_CORES = 1, 2
+ORDERS = [0, -1, 7]  # of threads and blocks: ascending, descending, random
 # Tools that the emulation is built with.
 TOOLS = ("c++", "cmake")
 
@@ -205,7 +206,10 @@ class Backend:
         return call, kept
 
     def deform_forward(self, inputs: DeformInputs, offset: int = 0, flags: int = 0, only: str = "") -> Tensor:
-        """out_NQC, with tensors of the value's dtype, or `only` one of them, misaligned by `offset` bytes."""
+        """out_NQC, with tensors misaligned by `offset` bytes.
+
+        They are those of the value's dtype, or `only` one of them.
+        """
         call, kept = self._deform_call(inputs, offset, only)
         call.flags = flags
         shape = (call.batch, call.queries, call.heads * call.channels)

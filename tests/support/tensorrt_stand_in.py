@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 
+from mssts import description
 from mssts.export.tensorrt import builder as tensorrt_builder
 from mssts.ops.exporting import DOMAIN
 from mssts.runners import tensorrt_library, tensorrt_runner
@@ -73,7 +74,7 @@ class Machine:
     ) -> Machine:
         """Puts TensorRT and the CUDA package that `cuda` names where imports are."""
         gpu = gpu or Gpu("GPU A", "8.9")
-        for module in (tensorrt_library, tensorrt_runner, tensorrt_builder):
+        for module in (tensorrt_library, tensorrt_runner, tensorrt_builder, description):
             monkeypatch.setattr(module, "first_gpu", lambda: gpu)
         monkeypatch.setattr(tensorrt_library, "open_library", self.open_library)
         self.cuda_python, self.pycuda = self.gpu.cuda_python(), self.gpu.pycuda()
@@ -156,6 +157,8 @@ class Machine:
                 return json.dumps({"Layers": [convolution, *plugins]})
 
         class Engine:
+            device_memory_size_v2 = 3 << 20
+
             def __init__(self, log: Any) -> None:
                 self.log = log
 

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "mssts/kernels.h"
@@ -22,6 +23,7 @@ int forward(const char* op, const Call* call, CpuExtra cpu_extra, CudaExtra cuda
   error.clear();
   const char* path = std::getenv("MSSTS_HOST_KERNELS");
   if (path == nullptr) return fail("MSSTS_HOST_KERNELS names no library of kernels");
+  if (std::strcmp(path, "nothing") == 0) return MSSTS_OK;  // what is left is the plugin's own time
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return fail(dlerror());
   const auto last_error = reinterpret_cast<const char* (*)()>(dlsym(library, "mssts_last_error"));

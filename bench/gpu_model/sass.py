@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
-class ReportError(Exception):
-    """A tool is missing, or its answer is not what was expected."""
+from mssts.errors import MsstsError
 
 
 def tool(name: str) -> str:
@@ -27,7 +26,7 @@ def tool(name: str) -> str:
     for folder in folders:
         if (folder / name).is_file():
             return str(folder / name)
-    raise ReportError(f"{name} is not on PATH: install the CUDA toolkit, or pip install nvidia-{name_of_wheel(name)}")
+    raise MsstsError(f"{name} is not on PATH: install the CUDA toolkit, or pip install nvidia-{name_of_wheel(name)}")
 
 
 def name_of_wheel(name: str) -> str:
@@ -36,10 +35,15 @@ def name_of_wheel(name: str) -> str:
 
 
 def run(*command: str) -> str:
-    """The standard output of a command."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """The standard output of a command.
+
+    cuobjdump calls nvdisasm, which is on its PATH then.
+    """
+    paths = [os.environ.get("PATH", ""), str(Path(tool("nvdisasm")).parent)]
+    environment = {**os.environ, "PATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        raise ReportError(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        raise MsstsError(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
     return done.stdout
 
 
@@ -101,26 +105,3 @@ def loops_of(code: list[Instruction]) -> list[tuple[int, int]]:
         if instruction.opcode.startswith("BRA") and target and int(target[1], 16) < instruction.address:
             loops.append((int(target[1], 16), instruction.address))
     return loops
-
-
-def branch_target(instruction: Instruction) -> int | None:
-    """The target of a branch."""
-    target = re.search(r"0x([0-9a-f]+)\s*$", instruction.operands)
-    return int(target[1], 16) if instruction.opcode.startswith("BRA") and target else None
-
-
-def never_taken(code: list[Instruction], marks: tuple[str, ...]) -> list[tuple[int, int]]:
-    """(first, last) address of each `else` that holds a marked opcode.
-
-    The compiler ends the `if` with an unconditional branch past the `else`: what lies between that branch and its
-    target does not run where the `if` does.
-    """
-    regions = []
-    for at, instruction in enumerate(code):
-        target = branch_target(instruction)
-        if target is None or instruction.predicated or target <= instruction.address:
-            continue
-        between = [i for i in code[at + 1 :] if i.address < target]
-        if any(i.opcode.startswith(mark) for i in between for mark in marks):
-            regions.append((between[0].address, between[-1].address))
-    return regions

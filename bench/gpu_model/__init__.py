@@ -1,0 +1,1 @@
+"""The kernels and a clip on GPUs, from the built library alone."""
