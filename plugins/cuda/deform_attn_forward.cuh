@@ -70,6 +70,13 @@ __device__ inline void forward_exactly(const DeformArguments& call, const Level*
   Wide<T, 8>::store(static_cast<T*>(call.out) + item * call.channels + 8 * chunk, sum);
 }
 
+// Blocks on a multiprocessor of calls of other sizes than the model's: before sm_90 a fourth would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kBlocksOfAnySizes = 3;
+#else
+constexpr int kBlocksOfAnySizes = 4;
+#endif
+
 // 16-bit value, D = 32 or 64, everything aligned: the sum over corners is a product on the tensor cores.
 //
 // A lane loads 8 channels of one corner, lanes of a quad the four corners of a point. That is matrix a of two products:
@@ -80,7 +87,8 @@ __device__ inline void forward_exactly(const DeformArguments& call, const Level*
 //
 // Levels, Points and Coordinates are 4, 4 and 2 or 4, or 0: what the call says. A block has one head of one frame.
 template <typename T, int D, int Levels, int Points, int Coordinates>
-__global__ void __launch_bounds__(256, 4) deform_forward_tensor(const DeformArguments call) {
+__global__ void __launch_bounds__(256, Levels > 0 ? 4 : kBlocksOfAnySizes)
+    deform_forward_tensor(const DeformArguments call) {
   constexpr int kChunks = D / 8, kTogether = 8 / kChunks, kItems = 8;
   constexpr bool kFixed = Levels > 0;
   static_assert(!kFixed || (Levels == 4 && Points == 4), "a lane of four takes one level of four points");
