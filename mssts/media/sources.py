@@ -162,6 +162,9 @@ def _listed(path: Path) -> list[Path]:
         raise MsstsError(f"{path}: cannot be read: {reason(error)}") from None
     except UnicodeDecodeError:
         raise MsstsError(f"{path}: not UTF-8 text; expected the path of a video on each line") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip().isprintable():
+            raise MsstsError(f"{path}: line {number} is not a path; expected the path of a video on each line")
     names = [line.strip() for line in lines]
     paths = [path.parent / name for name in names if name and not name.startswith("#")]
     if not paths:
