@@ -99,7 +99,8 @@ def test_a_file_without_a_film_is_refused(tmp_path: Path) -> None:
         path = tmp_path / f"text.{suffix}"
         path.write_text("\x1b[31mRELEASE\x1b[0m of the year\n" * 40)
         texts.append(path)
-    for path, reason in [(song, "no film"), (still, "no film"), *((text, "a text|not a video|line 1 is not a path") for text in texts)]:
+    refused = "a text|not a video|line 1 is not a path"  # a .txt is a list of videos
+    for path, reason in [(song, "no film"), (still, "no film"), *((text, refused) for text in texts)]:
         with pytest.raises(MsstsError, match=f"{path.name}: .*({reason})"):
             open_source(path)
 
