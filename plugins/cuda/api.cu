@@ -51,7 +51,8 @@ mssts_status check(const mssts_deform_attn* call, bool backward) {
 mssts_status check_launch(const char* what) {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return MSSTS_OK;
-  return fail(MSSTS_CUDA_ERROR, "%s could not be launched, or a CUDA call before it failed: %s", what, cudaGetErrorString(error));
+  return fail(MSSTS_CUDA_ERROR, "%s could not be launched, or a CUDA call before it failed: %s", what,
+              cudaGetErrorString(error));
 }
 
 }  // namespace mssts

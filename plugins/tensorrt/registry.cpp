@@ -172,8 +172,8 @@ MSSTS_API const char* mssts_tensorrt_build(void) {
 }
 
 // IPluginRegistry::loadLibrary asks for the creators and registers them with its own registry: with the local one of a
-// builder or a runtime, even where the global one has them (tried with TensorRT-RTX 1.7). The global one itself then says
-// that they exist already, and keeps them. None is withdrawn here: others of the process use them.
+// builder or a runtime, even where the global one has them (tried with TensorRT-RTX 1.7). The global one itself then
+// says that they exist already, and keeps them. None is withdrawn here: others of the process use them.
 MSSTS_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   using namespace mssts::trt;
   count = 0;
