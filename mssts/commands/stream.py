@@ -17,6 +17,7 @@ from mssts.errors import MsstsError
 from mssts.runners import AUTO, runner_help
 
 if TYPE_CHECKING:
+    from mssts.manifest import Category
     from mssts.streaming.sinks import Sink
     from mssts.streaming.sources import StreamSource
     from mssts.streaming.stream import Stream
@@ -63,6 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--jsonl-keep", type=int, metavar="N", help="keep only the last N files that were renamed")
     parser.add_argument("--overlay", type=Path, metavar="FILE.mp4", help="a video with the tracks drawn in")
+    parser.add_argument(
+        "--format", action="append", choices=("ytvis", "mots", "coco"), default=[],
+        help="results in the format of a data set too, when the stream ends: results.json, mots.txt or coco.json in "
+        "--out; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/stream"), metavar="DIR", help="of --format (default %(default)s)"
+    )
     parser.add_argument("--post", metavar="URL", help="post results to this address as JSON, several a request")
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S",
@@ -105,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     client = client_options(arguments, reconnect=arguments.reconnect, in_flight=arguments.in_flight)
     with load(target, runner=arguments.runner, client=client) as segmenter:
         source = open_stream_source(arguments.source, options)
-        sinks = _sinks(arguments, source)
+        sinks = _sinks(arguments, source, segmenter.manifest.categories)
         images = any(sink.needs_images for sink in sinks)
         stream = Stream(source, segmenter, replace(options, images=images), _say)
         with _stopped_by_signals(stream) as received:
@@ -114,12 +123,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 128 + received[0] if received else 0
 
 
-def _sinks(arguments: argparse.Namespace, source: StreamSource) -> list[Sink]:
+def _sinks(arguments: argparse.Namespace, source: StreamSource, categories: tuple[Category, ...]) -> list[Sink]:
     from mssts.streaming.jsonl import JsonlFile, JsonlOutput
 
     sinks: list[Sink] = []
     jsonl = arguments.jsonl
-    if jsonl is None and arguments.overlay is None and arguments.post is None:
+    if jsonl is None and arguments.overlay is None and arguments.post is None and not arguments.format:
         jsonl = "-"
     if jsonl == "-":
         sinks.append(JsonlOutput())
@@ -129,6 +138,11 @@ def _sinks(arguments: argparse.Namespace, source: StreamSource) -> list[Sink]:
         from mssts.streaming.overlay import OverlayVideo
 
         sinks.append(OverlayVideo(arguments.overlay, source.fps))
+    if arguments.format:
+        from mssts.streaming.exports import Export
+
+        name = Path(source.name).stem or "stream"
+        sinks += [Export(arguments.out, format_, categories, name) for format_ in dict.fromkeys(arguments.format)]
     if arguments.post is not None:
         from mssts.streaming.webhook import Webhook
 

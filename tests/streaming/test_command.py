@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pycocotools.coco import COCO
 from support.media_files import write_video
 from support.streams import PATIENCE, picture
 from support.toy_engine import write_toy_engine
@@ -50,6 +51,26 @@ def test_all_outputs_at_once(engine: Path, video: Path, tmp_path: Path, capsys: 
     assert len(out.read_text().splitlines()) == LENGTH
     assert len(list(open_source(overlay).videos[0].frames())) == LENGTH
     assert capsys.readouterr().out == ""
+
+
+def test_the_formats_hold_what_the_lines_hold(engine: Path, video: Path, tmp_path: Path) -> None:
+    formats = [word for name in ("ytvis", "mots", "coco") for word in ("--format", name)]
+    assert run(video, "--model", engine, "--jsonl", tmp_path / "out.jsonl", *formats, "--out", tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = {(line["frame"], item["track"]): item for line in lines for item in line["instances"]}
+    assert found
+    coco = COCO(tmp_path / "coco.json")
+    assert [image["frame_id"] for image in coco.dataset["images"]] == list(range(LENGTH))
+    frames = {image["id"]: image["frame_id"] for image in coco.dataset["images"]}
+    assert {(frames[entry["image_id"]], entry["track_id"]) for entry in coco.dataset["annotations"]} == set(found)
+    for entry in coco.dataset["annotations"]:
+        assert entry["segmentation"] == found[frames[entry["image_id"]], entry["track_id"]]["segmentation"]
+    mots = [line.split(" ") for line in (tmp_path / "mots.txt").read_text().splitlines()]
+    assert {int(words[0]) - 1 for words in mots} == {frame for frame, _ in found}
+    assert len({(words[0], words[1]) for words in mots}) == len(mots) <= len(found)  # one that is covered has none
+    entries = json.loads((tmp_path / "results.json").read_text())
+    assert all(len(entry["segmentations"]) == LENGTH for entry in entries)
+    assert sum(mask is not None for entry in entries for mask in entry["segmentations"]) == len(found)
 
 
 @pytest.mark.parametrize(
