@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HELP = "AP of a checkpoint, export, engine, server or results.json, its loss by cause, and the difference of two"
 
 
+_TRACKED = 0.3  # the score from which on a prediction counts as a track, as `predict` draws it
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's arguments."""
     parser.add_argument(
@@ -105,12 +108,17 @@ def _rows(subject: str, truth: GroundTruth, tracks: Sequence[Track]) -> list[dic
     from mssts.evaluation.average_precision import score_tracks
     from mssts.evaluation.groups import ap_by_group
     from mssts.evaluation.oracles import loss_by_cause
+    from mssts.evaluation.tracking import tracking_metrics
 
     whole, loss = score_tracks(truth, tracks), loss_by_cause(truth, tracks)
+    objects = [track for track in truth.tracks if not track.is_crowd]
+    tracking = tracking_metrics(objects, [track for track in tracks if track.score >= _TRACKED], _TRACKED)
     rows = [
         {
             "artefact": subject, "scope": "all", "objects": whole.objects, "ap": whole.ap, "ap50": whole.ap50,
-            "ap75": whole.ap75, "ar1": whole.ar1, "ar10": whole.ar10,
+            "ap75": whole.ap75, "ar1": whole.ar1, "ar10": whole.ar10, "hota": tracking.hota,
+            "det_a": tracking.det_a, "ass_a": tracking.ass_a, "idf1": tracking.idf1,
+            "id_switches": tracking.id_switches,
         }
     ]  # fmt: skip
     for group in ap_by_group(truth, tracks):
@@ -132,6 +140,10 @@ def _rows(subject: str, truth: GroundTruth, tracks: Sequence[Track]) -> list[dic
 def _print(subject: str, rows: Sequence[dict[str, Any]]) -> None:
     width = max(len(row["scope"]) for row in rows)
     print(f"\n{subject}: AP {rows[0]['ap']:.3f} (95 %: {rows[0]['ap_low']:.3f} to {rows[0]['ap_high']:.3f})")
+    print(
+        f"tracks of score {_TRACKED} or more: HOTA {rows[0]['hota']:.3f}, DetA {rows[0]['det_a']:.3f}, "
+        f"AssA {rows[0]['ass_a']:.3f}, IDF1 {rows[0]['idf1']:.3f}, {rows[0]['id_switches']} identity switches"
+    )
     print(f"{'':{width}}{'objects':>9}{'AP':>8}{'AP50':>8}{'AP75':>8}{'AR1':>8}{'AR10':>8}{'loss':>8}")
     for row in rows:
         cells = "".join(
