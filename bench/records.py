@@ -14,7 +14,7 @@ from mssts.files import read_json, write_json
 from mssts.provenance import provenance
 
 DEFAULT_FOLDER = Path("runs/bench")
-TABLES = ("rows", "modules", "kernels", "roofline", "classes")
+TABLES = ("rows", "modules", "kernels", "roofline", "per_category")
 """Keys of a record under which tables lie: lists of rows, each an object."""
 
 

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,9 @@ def test_no_two_headers_have_one_name():
     folders = (ROOT / "plugins", ROOT / "tests")
     names = [path.name for folder in folders for path in folder.rglob("*") if path.suffix in (".h", ".cuh", ".inl")]
     assert names and sorted(set(names)) == sorted(names)
+
+
+def test_test_modules_have_names_of_their_own() -> None:
+    """Pytest imports them by their base names."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

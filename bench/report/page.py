@@ -11,7 +11,9 @@ from mssts.bench.report.charts import Bar, bars, lines, number
 from mssts.bench.report.style import STYLE
 
 _TITLES = {
+    "demo": "The demo: the whole chain through Triton",
     "fps": "Whole engines: time of a clip",
+    "gpu": "What a GPU would need, by the compiler and by arithmetic",
     "kernels": "The two custom ops",
     "load": "A server under load",
     "switches": "What each switch of the model costs",

@@ -22,7 +22,7 @@ The module is reconstructed from the figure. What that leaves open, and what was
 
 What they cost, as `mssts bench switches` measured it on two CPU cores (R50, 5 frames of 360×640, times the baseline's
 6.7 s): intra-scale 0.40 M parameters and 1.05, inter-scale 0.42 M and 1.07, the decoder's temporal attention 1.32 M and
-1.03, all three 1.94 M and 1.12 (bench/results/switches_r50_cpu.json).
+1.03, all three 1.94 M and 1.12 (bench/results/switches_*.json).
 
 Parameters beside the paper's, whose Figure 1 has 49.3 M for SeqFormer and 50.6 M for MS-STS: its 49.3 M are the entries
 of the released state dict, buffers and unused layers included. Counted so, ours has 51.2 M. Parameters alone, trained

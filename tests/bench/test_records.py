@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mssts.bench.records import read_record, record_name
+from mssts.bench.report.figures import BEGIN, END, figures, written
 from mssts.cli import main
 
 STAMP = {
@@ -117,3 +118,25 @@ def test_committed_records_can_be_read() -> None:
     folder = Path(__file__).parents[2] / "bench" / "results"
     for path in folder.glob("*.json"):
         assert read_record(path).tables, path
+
+
+def test_the_readme_has_the_figures_of_the_records() -> None:
+    root = Path(__file__).parents[2]
+    records = [read_record(path) for path in sorted((root / "bench" / "results").glob("*.json"))]
+    assert written(root / "README.md") == figures(records)
+
+
+def test_figures_are_those_of_the_newest_records_and_go_between_the_marks(tmp_path: Path) -> None:
+    engines = [timed("released", 1000.0, peak_memory_mb=1000), timed("openvino", 100.0, peak_memory_mb=500)]
+    write(tmp_path / "fps_amd_20250101_a.json", timed("released", 1.0, peak_memory_mb=1), engines[1])
+    write(tmp_path / "fps_amd_20260101_b.json", *engines, frames=5, size=[360, 640])
+    write(tmp_path / "demo_amd_20260101_b.json", benchmark="demo", ap=0.5, frames_per_second=20.0, per_category=[{}])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    options = ["--out", str(tmp_path / "page.html"), "--readme", str(readme)]
+    assert main(["bench", "report", *map(str, tmp_path.glob("*.json")), *options]) == 0
+    text = readme.read_text(encoding="utf-8")
+    assert "10.0 times as fast, 0.50 of its memory" in text and "| 50.0 |" in text and "| 20 frames/s |" in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    readme.write_text("no marks", encoding="utf-8")
+    assert main(["bench", "report", *map(str, tmp_path.glob("*.json")), *options]) == 2
