@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 _LABEL, _BAR, _VALUE, _STEP = 250, 430, 90, 26
+_LETTER = 7  # the width of most letters
 _WIDTH = _LABEL + _BAR + _VALUE
 
 
@@ -36,18 +37,19 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
         return ""
     most = max(max(row.value, row.floor or 0, row.high or 0) for row in rows) or 1.0
     parts = []
+    label_width = min(_LABEL, max(_LETTER * len(_short(row.label)) for row in rows) + 16)
+    bar_width = _LABEL + _BAR - label_width
     for index, row in enumerate(rows):
         y = index * _STEP + 4
         middle = y + 9
-        parts.append(f'<text class="label" x="{_LABEL - 8}" y="{y + 13}">{escape(_short(row.label))}</text>')
-        parts.append(
-            f'<rect class="bar" x="{_LABEL}" y="{y}" width="{_BAR * row.value / most:.1f}" height="18" rx="2"/>'
-        )
+        parts.append(f'<text class="label" x="{label_width - 8}" y="{y + 13}">{escape(_short(row.label))}</text>')
+        length = bar_width * row.value / most
+        parts.append(f'<rect class="bar" x="{label_width}" y="{y}" width="{length:.1f}" height="18" rx="2"/>')
         if row.low is not None and row.high is not None:
-            start, end = (_LABEL + _BAR * value / most for value in (row.low, row.high))
+            start, end = (label_width + bar_width * value / most for value in (row.low, row.high))
             parts.append(f'<path class="spread" d="M{start:.1f} {middle}H{end:.1f}"/>')
         if row.floor is not None:
-            x = _LABEL + _BAR * row.floor / most
+            x = label_width + bar_width * row.floor / most
             parts.append(f'<path class="floor" d="M{x:.1f} {y - 2}V{y + 20}"/>')
         parts.append(f'<text class="value" x="{_WIDTH}" y="{y + 13}">{number(row.value)}</text>')
     note = " The line across a bar is the machine's floor." if any(row.floor is not None for row in rows) else ""

@@ -13,7 +13,8 @@ from mssts.bench.report.style import STYLE
 _TITLES = {
     "demo": "The demo: the whole chain through Triton",
     "fps": "Whole engines: time of a clip",
-    "gpu": "What a GPU would need, by the compiler and by arithmetic",
+    "fps-switches": "Whole engines with and without each switch",
+    "gpu_model": "What a GPU would need, by the compiler and by arithmetic",
     "kernels": "The two custom ops",
     "load": "A server under load",
     "switches": "What each switch of the model costs",
@@ -44,7 +45,10 @@ _MOST_BARS = 40
 
 def render(records: Sequence[Record]) -> str:
     """The HTML of the page."""
-    links = "".join(f'<a href="#{index}">{escape(record.path.stem)}</a>' for index, record in enumerate(records))
+    links = "".join(
+        f'<a href="#{index}" title="{escape(record.path.stem)}">{escape(_TITLES.get(record.what, record.what))}</a>'
+        for index, record in enumerate(records)
+    )
     sections = "".join(_section(index, record) for index, record in enumerate(records))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -84,7 +88,7 @@ def _setting(key: str, value: Any) -> str:
         return ""
     if isinstance(value, list):
         return "×".join(map(str, value)) if value and all(isinstance(x, int) for x in value) else ""
-    return str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def _absent(entry: Any) -> str:

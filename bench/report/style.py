@@ -10,13 +10,13 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.6rem }
+h1 { font-size: 1.6rem; line-height: 1.25 }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .25rem; border-top: 1px solid var(--line); padding-top: 1rem }
 p.from, figcaption, summary { color: var(--soft); font-size: .875rem; margin: .25rem 0 }
-nav a { display: inline-block; margin-right: 1rem }
+nav a { display: inline-block; margin: 0 1.25rem .25rem 0 }
 a { color: var(--bar) }
-figure { margin: 1rem 0 }
-svg { width: 100%; max-width: 48rem; height: auto; font: 12px system-ui, sans-serif }
+figure { margin: 1rem 0; overflow-x: auto }
+svg { display: block; width: 100%; min-width: 36rem; max-width: 48rem; height: auto; font: 12px system-ui, sans-serif }
 svg text { fill: var(--ink) }
 .label, .value { text-anchor: end }
 .tick { text-anchor: middle }

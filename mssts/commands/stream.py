@@ -17,7 +17,7 @@ from mssts.errors import MsstsError
 from mssts.runners import AUTO, runner_help
 
 if TYPE_CHECKING:
-    from mssts.manifest import Category
+    from mssts.segmenters.base import Segmenter
     from mssts.streaming.sinks import Sink
     from mssts.streaming.sources import StreamSource
     from mssts.streaming.stream import Stream
@@ -74,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--post", metavar="URL", help="post results to this address as JSON, several a request")
     parser.add_argument(
+        "--view", metavar="[HOST:]PORT",
+        help="a page to watch the stream on; for this machine alone, unless a HOST such as 0.0.0.0 is given, and then "
+        "with a token",
+    )  # fmt: skip
+    parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S",
         help="seconds within which a camera or network source must deliver (default %(default)s)",
     )  # fmt: skip
@@ -114,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     client = client_options(arguments, reconnect=arguments.reconnect, in_flight=arguments.in_flight)
     with load(target, runner=arguments.runner, client=client) as segmenter:
         source = open_stream_source(arguments.source, options)
-        sinks = _sinks(arguments, source, segmenter.manifest.categories)
+        sinks = _sinks(arguments, source, segmenter)
         images = any(sink.needs_images for sink in sinks)
         stream = Stream(source, segmenter, replace(options, images=images), _say)
         with _stopped_by_signals(stream) as received:
@@ -123,12 +128,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 128 + received[0] if received else 0
 
 
-def _sinks(arguments: argparse.Namespace, source: StreamSource, categories: tuple[Category, ...]) -> list[Sink]:
+def _sinks(arguments: argparse.Namespace, source: StreamSource, segmenter: Segmenter) -> list[Sink]:
     from mssts.streaming.jsonl import JsonlFile, JsonlOutput
 
     sinks: list[Sink] = []
     jsonl = arguments.jsonl
-    if jsonl is None and arguments.overlay is None and arguments.post is None and not arguments.format:
+    others = (arguments.overlay, arguments.post, arguments.view)
+    if jsonl is None and others == (None, None, None) and not arguments.format:
         jsonl = "-"
     if jsonl == "-":
         sinks.append(JsonlOutput())
@@ -142,11 +148,17 @@ def _sinks(arguments: argparse.Namespace, source: StreamSource, categories: tupl
         from mssts.streaming.exports import Export
 
         name = Path(source.name).stem or "stream"
+        categories = segmenter.manifest.categories
         sinks += [Export(arguments.out, format_, categories, name) for format_ in dict.fromkeys(arguments.format)]
     if arguments.post is not None:
         from mssts.streaming.webhook import Webhook
 
         sinks.append(Webhook(arguments.post))
+    if arguments.view is not None:
+        from mssts.streaming.page import Page
+        from mssts.streaming.page_address import PageAddress
+
+        sinks.append(Page(PageAddress.parse(arguments.view), str(source), segmenter, _say))
     return sinks
 
 

@@ -96,6 +96,19 @@ class Instances:
         )
 
 
+@dataclass(frozen=True)
+class ServerHealth:
+    """Whether a server can take clips.
+
+    Attributes:
+        name: its host and port.
+        is_ready: it answers, and its models are loaded.
+    """
+
+    name: str
+    is_ready: bool
+
+
 def _decode(rle: bytes | None, size: tuple[int, int]) -> np.ndarray:
     """The mask, bool [H, W], of a run-length string."""
     return coco_mask.decode({"size": list(size), "counts": rle}).astype(bool)
@@ -154,6 +167,13 @@ class Segmenter(ABC):
         Empty for a segmenter that has no stages.
         """
         return {}
+
+    def health(self) -> tuple[ServerHealth, ...]:
+        """The state of each server that it uses, asked now.
+
+        Empty for a segmenter without servers.
+        """
+        return ()
 
     def close(self) -> None:  # noqa: B027  (a segmenter may hold nothing)
         """Frees what it holds."""

@@ -14,13 +14,15 @@ import numpy as np
 from mssts import contract
 from mssts.errors import MsstsError
 from mssts.manifest import Manifest
-from mssts.segmenters.base import Instances, Segmenter
+from mssts.segmenters.base import Instances, Segmenter, ServerHealth
 from mssts.segmenters.triton.addresses import parse_urls
 from mssts.segmenters.triton.failures import failure_of
 from mssts.segmenters.triton.options import ClientOptions
 from mssts.segmenters.triton.retries import CONNECT_SECONDS, Attempts, Pool, Server, connect_error
 from mssts.segmenters.triton.shared_memory import Region, Regions, check_allowed
 from mssts.segmenters.triton.statistics import StageTime, stage_seconds, stage_times
+
+_HEALTH_SECONDS = 2.0  # within which a healthy server says so
 
 
 class TritonSegmenter(Segmenter):
@@ -165,6 +167,17 @@ class TritonSegmenter(Segmenter):
         if not answers and last is not None:
             raise last
         return stage_times(answers)
+
+    def health(self) -> tuple[ServerHealth, ...]:
+        """Whether each server answers and has the ensemble ready."""
+        found = []
+        for server in self._pool.servers:
+            try:
+                ready = bool(server.client.is_model_ready(contract.ENSEMBLE, client_timeout=_HEALTH_SECONDS))
+            except (self._exception, ValueError):  # gRPC's ValueError: the channel is closed
+                ready = False
+            found.append(ServerHealth(str(server.address), ready))
+        return tuple(found)
 
     def close(self) -> None:
         """Closes the connections.
