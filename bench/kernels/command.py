@@ -20,7 +20,8 @@ _DTYPES = ("float32", "float16", "bfloat16")
 # The names in `kernel_implementations`, which --help must not load.
 _IMPLEMENTATIONS = (
     "mssts", "mssts_c", "grid_sample", "grid_sample_stacked", "grid_sample_points_first", "pytorch", "sdpa",
-    "onnx_function", "onnx_kernel", "deformable_detr", "deformable_detr_core", "mmcv", "mmcv_core", "copy",
+    "onnx_function", "onnx_kernel", "torch_ms_deform_attn", "torch_ms_deform_attn_core", "hugging_face",
+    "deformable_detr", "deformable_detr_core", "mmcv", "mmcv_core", "copy",
 )  # fmt: skip
 # One-minute load average that a machine with nothing else to do stays below.
 _QUIET_LOAD = 0.5

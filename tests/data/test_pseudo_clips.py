@@ -184,7 +184,7 @@ def test_every_released_configuration_has_its_recipe() -> None:
         assert recipe(name).lr_drops == (4, 10)
     assert recipe("mssts_r50_ablation").lr_drops == (2, 10)
     assert PRESETS["mssts_r50_ablation"]().model == PRESETS["mssts_r50"]().model
-    for name in PRESETS.keys() - {"tiny"}:
+    for name in PRESETS.keys() - {"tiny", "mini"}:
         config = recipe(name)
         assert (config.epochs, config.learning_rate, config.backbone_factor) == (12, 2e-4, 0.1)
         assert config.clip_frames == 5 and config.batch == 16 and config.every_frame
