@@ -91,9 +91,8 @@ def predict(
     """Segments and tracks every video of a source.
 
     Each video goes through the segmenter in the windows that its manifest states, whose instances are linked; a video
-    no longer than a window is one clip. However long the video, no more frames are held at once than those of two
-    windows, and of the windows in flight where the segmenter is a server's (`Segmenter.segment_many`), unless
-    `options.whole_video` asks for all of them.
+    no longer than a window is one clip. However long the video, no more frames are held at once than those of the
+    windows in flight (`Segmenter.segment_many`) and of the one being cut, unless `options.whole_video` asks for all.
 
     Writes to the folder `out`: `results.json` (a YouTube-VIS submission; `results.zip` too if `options.archive` says
     so), `report.json`, and for the first `options.pictures` videos an overlay `NAME.mp4` and a contact sheet

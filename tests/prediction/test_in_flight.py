@@ -37,6 +37,7 @@ def test_windows_in_flight_change_no_result(tmp_path: Path) -> None:
         with kind(engine) as segmenter:
             report = predict(source, segmenter, tmp_path / kind.__name__, progress=False)
         assert report.clips == 6 and report.frames == 2 * LENGTH
-        assert sum(report.stage_seconds.values()) - report.stage_seconds["render"] <= report.seconds
+        stages = {name: seconds for name, seconds in report.stage_seconds.items() if name != "render"}
+        assert all(0 <= seconds <= report.seconds for seconds in stages.values())  # they overlap
         written.append([(tmp_path / kind.__name__ / name).read_bytes() for name in ("results.json", "scene.mp4")])
     assert written[0] == written[1]

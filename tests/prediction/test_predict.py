@@ -143,7 +143,7 @@ def test_objects_are_followed_through_the_windows(kind: str, engine: Path, tmp_p
     assert {"machine", "versions", "commit"} <= report.keys()
     stages = report["stage_seconds"]
     assert stages["engine"] > 0
-    assert sum(stages.values()) - stages["render"] <= report["seconds"]
+    assert all(0 <= seconds <= report["seconds"] for name, seconds in stages.items() if name != "render")
 
     assert sorted(path.name for path in out.iterdir()) == ["report.json", "results.json", "scene.mp4", "scene.png"]
     assert cv2.imread(str(out / "scene.png")) is not None
@@ -247,7 +247,7 @@ def test_frames_of_a_video_file_are_sent_raw_or_as_jpeg(engine: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("overlay", [False, True])
-def test_memory_is_bounded_by_two_windows(engine: Path, tmp_path: Path, overlay: bool) -> None:
+def test_memory_is_bounded_by_the_windows_in_flight(engine: Path, tmp_path: Path, overlay: bool) -> None:
     alive: weakref.WeakSet[Frame] = weakref.WeakSet()
     peak = 0
     length = 100
@@ -269,7 +269,7 @@ def test_memory_is_bounded_by_two_windows(engine: Path, tmp_path: Path, overlay:
         source, segmenter, tmp_path / "out", PredictOptions(pictures=None if overlay else 0), progress=False
     )
     assert report.frames == length
-    assert peak <= 2 * segmenter.manifest.clip_frames
+    assert peak <= 4 * segmenter.manifest.clip_frames  # decoded, computed, encoded, and the one being cut
 
 
 # --- bad input: one line, exit code 2, nothing left ---------------------------------------------------------------
