@@ -70,7 +70,7 @@ class PredictReport:
         stage_seconds: where they went: `read` (and encoding for transfer, if asked for), `decode`, `engine`,
             `postprocess`, `overhead` (of a server: queues, and copies from model to model), `transfer` (what a request
             took beyond its time in the server: network and serialisation), `link`; and `render`, which comes on top.
-            A server's stages count what it did for others meanwhile.
+            They overlap where windows are in flight. A server's count what it did for others meanwhile.
         videos: one report a video.
         shard: as in `PredictOptions`.
         categories: the classes of the results, in the ids that were written.
