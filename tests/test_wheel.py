@@ -155,7 +155,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheel, source):
     assert {name for name in names if name.endswith(".py")} == modules
     assert not [name for name in names if "old" in Path(name).stem.split("_")]
     # What lies beside the modules for people, not for programs.
-    kinds = {".py", ".typed", ".so", ".pbtxt", ".txt", ".safetensors"}
+    kinds = {".py", ".typed", ".so", ".pbtxt", ".txt", ".safetensors", ".html"}
     assert {Path(name).suffix for name in names if name.startswith("mssts/")} == kinds
 
 

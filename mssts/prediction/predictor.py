@@ -200,7 +200,8 @@ def predict_video(
                 _draw(overlay, waiting[: start - waiting_start], waiting_start, linker, clock)
                 waiting, waiting_start = frames, start
             with clock.stage("link"):
-                linker.add(start, len(frames), found, colour_histograms(found, frames))
+                colours_ND = None if options.whole_video else colour_histograms(found, frames)  # one window, no links
+                linker.add(start, len(frames), found, colours_ND)
             clips += 1
             times += [frame.time for frame in frames[covered - start :]]
             progress(start + len(frames) - covered)
