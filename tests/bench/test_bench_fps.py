@@ -34,6 +34,7 @@ SIZE, FRAMES = (64, 96), 2
 def quick_rates(monkeypatch):
     """What a rate of this machine really is is not the matter here."""
     monkeypatch.setattr(rates, "_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "_SETTLE", 0.0)
 
 
 @pytest.fixture(scope="module")
