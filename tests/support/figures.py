@@ -15,6 +15,7 @@ FIGURES = Path("runs/soak.json")
 def record(name: str, figures: dict[str, Any]) -> None:
     """Prints figures and adds them to the file."""
     print(f"\n{name}: {json.dumps(figures)}")
-    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    known = json.loads(FIGURES.read_text())["rows"] if FIGURES.exists() else []
     FIGURES.parent.mkdir(exist_ok=True)
-    write_json(FIGURES, {**known, name: figures, **provenance()})
+    rows = [*(row for row in known if row["name"] != name), {"name": name, **figures}]
+    write_json(FIGURES, {"benchmark": "soak", "rows": rows, **provenance()})
