@@ -160,7 +160,11 @@ def test_ctrl_c_leaves_no_server(finished, tmp_path):
     (tmp_path / "stopped" / "engine").symlink_to(out / "engine")
     before = set(processes("triton_python_backend_stub") + processes("tritonserver"))  # of others
     command = [sys.executable, "-m", "mssts.cli", "demo", "--out", marker, "--videos", "60"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What a shell starts in the background ignores the interrupt, and so would what it starts.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         for line in process.stdout:
