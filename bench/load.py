@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mssts.bench.arguments import check_positive, frame_size
+from mssts.bench.plotting import pyplot
 from mssts.commands.options import add_tls, client_options, server_url
 from mssts.errors import MsstsError
 from mssts.files import write_json
@@ -362,14 +363,8 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     Raises:
         MsstsError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        raise MsstsError("--plot needs matplotlib: `pip install matplotlib`") from None
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.5))
     for mode in ("closed", "open"):
         drawn = [row for row in rows if row.mode == mode and row.ms_p50 is not None]
         for name, style in (("ms_p50", "o-"), ("ms_p99", "o--")):
@@ -386,4 +381,4 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
+    plt.close(figure)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mssts.bench.ablation.configurations import CONFIGURATIONS
-from mssts.errors import MsstsError
+from mssts.bench.plotting import pyplot
 
 # The figures of the summary.
 FIGURES = (
@@ -89,16 +89,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     Raises:
         MsstsError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        raise MsstsError("--plot needs matplotlib: `pip install matplotlib`") from None
+    plt = pyplot()
     names = [row["configuration"] for row in summary(rows)]
     panels = (("ap", "AP"), ("ap_oracle_classes", "AP, oracle classes"), ("ap_interrupted", "AP, interrupted objects"))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(11, 0.6 + 0.35 * len(names)), sharey=True)
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 0.6 + 0.35 * len(names)), sharey=True)
     for axis, (key, title) in zip(axes, panels, strict=True):
         for y, name in enumerate(names):
             values = [row[key] for row in rows if row["configuration"] == name]
@@ -110,4 +104,4 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes[0].invert_yaxis()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
+    plt.close(figure)

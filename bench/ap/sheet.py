@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from mssts.data.videos import read_videos
 from mssts.evaluation.average_precision import track_iou
-from mssts.evaluation.tracks import GroundTruth, Track
+from mssts.evaluation.tracks import GroundTruth, Track, by_video
 from mssts.media.rendering import VisibleInstance, contact_sheet, draw_instances, legible_scale, write_png
 
 _VIDEOS, _FRAMES = 5, 3
@@ -26,7 +25,7 @@ def write_sheet(path: Path, data: Path, truth: GroundTruth, predictions: Sequenc
         MsstsError: a frame cannot be read, or the sheet cannot be written.
     """
     videos = read_videos(data)
-    annotated, found = _by_video(truth.tracks), _by_video(predictions)
+    annotated, found = by_video(_objects(truth)), by_video(predictions)
     names = truth.names
     images, captions = [], []
     for video_id, overlap in worst_videos(truth, predictions)[:_VIDEOS]:
@@ -54,7 +53,7 @@ def worst_videos(truth: GroundTruth, predictions: Sequence[Track]) -> list[tuple
 
     A video's overlap is the mean over its objects of the IoU of the best prediction of the class.
     """
-    annotated, found = _by_video(truth.tracks), _by_video(predictions)
+    annotated, found = by_video(_objects(truth)), by_video(predictions)
     scored = []
     for video_id, tracks in annotated.items():
         best = []
@@ -65,9 +64,6 @@ def worst_videos(truth: GroundTruth, predictions: Sequence[Track]) -> list[tuple
     return sorted(scored, key=lambda entry: (entry[1], entry[0]))
 
 
-def _by_video(tracks: Sequence[Track]) -> defaultdict[int, list[Track]]:
-    groups: defaultdict[int, list[Track]] = defaultdict(list)
-    for track in tracks:
-        if not track.is_crowd:
-            groups[track.video_id].append(track)
-    return groups
+def _objects(truth: GroundTruth) -> list[Track]:
+    """The annotated tracks without crowds."""
+    return [track for track in truth.tracks if not track.is_crowd]

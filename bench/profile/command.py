@@ -110,12 +110,10 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _plot(report: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    from mssts.bench.plotting import pyplot
     from mssts.files import atomic_path
+
+    plt = pyplot()
 
     rows = report["modules"][::-1]
     names = [row["name"] for row in rows]

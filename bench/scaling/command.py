@@ -209,12 +209,10 @@ def _row(axis: str, value: int, runner: str, samples: list[float], peak_mb: floa
 
 
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    from mssts.bench.plotting import pyplot
     from mssts.files import atomic_path
+
+    plt = pyplot()
 
     names = list(dict.fromkeys(row["axis"] for row in rows))
     size = (3 * len(names), 3)

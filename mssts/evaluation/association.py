@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from mssts import masks
 from mssts.evaluation.average_precision import evaluate, track_iou
-from mssts.evaluation.tracks import GroundTruth, Track, read_ground_truth, read_predictions
+from mssts.evaluation.tracks import GroundTruth, Track, by_video, read_ground_truth, read_predictions
 
 _SAME_OBJECT = 0.7  # tracks that overlap more are hypotheses of one object, of which the best counts
 _MATCHED = 0.5  # IoU of a frame, as of the CLEAR MOT metrics (Bernardin and Stiefelhagen, 2008)
@@ -46,7 +45,7 @@ def association(ground_truth: dict[str, Any], results: list[Any]) -> Association
     """
     truth = read_ground_truth(ground_truth, Path("ground truth"))
     predictions, _ = read_predictions(results, Path("results"), truth)
-    predicted, annotated = _by_video(predictions), _by_video(truth.tracks)
+    predicted, annotated = by_video(predictions), by_video(truth.tracks)
     entries: list[dict[str, Any]] = []
     switches = matched = 0
     for video_id in truth.videos:
@@ -58,13 +57,6 @@ def association(ground_truth: dict[str, Any], results: list[Any]) -> Association
     metrics = evaluate(ground_truth, entries)
     visible = sum(rle is not None for track in truth.tracks for rle in track.rles)
     return Association(metrics.ap, metrics.ap75, switches, matched, visible)
-
-
-def _by_video(tracks: Sequence[Track]) -> defaultdict[int, list[Track]]:
-    groups = defaultdict(list)
-    for track in tracks:
-        groups[track.video_id].append(track)
-    return groups
 
 
 def _distinct(tracks: Sequence[Track]) -> list[Track]:

@@ -7,7 +7,6 @@ so their costs need not add up. What all three together leave is missed objects,
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from mssts import masks
 from mssts.evaluation.average_precision import score_tracks, track_iou
-from mssts.evaluation.tracks import GroundTruth, Track
+from mssts.evaluation.tracks import GroundTruth, Track, by_video, mean_area
 
 _SAME_OBJECT = 0.1  # IoU over a video from which on a prediction is about an object
 _SAME_MASK = 0.5  # IoU in a frame from which on a mask shows an object
@@ -139,7 +138,7 @@ def _joined(number: int, pieces: Sequence[tuple[Track, np.ndarray]]) -> Track:
         for t in np.flatnonzero(frames_T):
             rles[t] = track.rles[t]
             pixels_T[t] = track.pixels_T[t]
-    return replace(first, id=number, rles=tuple(rles), pixels_T=pixels_T, area=_area(pixels_T))
+    return replace(first, id=number, rles=tuple(rles), pixels_T=pixels_T, area=mean_area(pixels_T))
 
 
 def _with_masks_of(track: Track, annotated: Track) -> Track:
@@ -150,7 +149,7 @@ def _with_masks_of(track: Track, annotated: Track) -> Track:
         assert mine is not None and its is not None
         if masks.intersections([mine], [its], track.size)[0, 0]:
             rles[t], pixels_T[t] = its, annotated.pixels_T[t]
-    return replace(track, rles=tuple(rles), pixels_T=pixels_T, area=_area(pixels_T))
+    return replace(track, rles=tuple(rles), pixels_T=pixels_T, area=mean_area(pixels_T))
 
 
 def _shown_objects(track: Track, annotated: Sequence[Track]) -> np.ndarray:
@@ -172,21 +171,11 @@ def _by_video(truth: GroundTruth, predictions: Sequence[Track]) -> Iterator[tupl
 
     Crowds are left out.
     """
-    groups: defaultdict[int, list[Track]] = defaultdict(list)
-    for track in predictions:
-        groups[track.video_id].append(track)
-    annotated: defaultdict[int, list[Track]] = defaultdict(list)
-    for track in truth.tracks:
-        if not track.is_crowd:
-            annotated[track.video_id].append(track)
+    groups = by_video(predictions)
+    annotated = by_video(track for track in truth.tracks if not track.is_crowd)
     for video_id, predicted in groups.items():
         yield predicted, annotated[video_id]
 
 
 def _iou(predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndarray:
     return track_iou(predicted, annotated) if annotated else np.zeros((len(predicted), 0))
-
-
-def _area(pixels_T: np.ndarray) -> float:
-    visible = pixels_T[pixels_T > 0]
-    return float(visible.mean()) if visible.size else 0.0

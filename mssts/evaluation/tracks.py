@@ -5,6 +5,8 @@ Only what the metric depends on is looked at, so frames need not exist. Masks ar
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,7 @@ def read_ground_truth(value: Any, source: Path | str) -> GroundTruth:
         rles = tuple(read_optional_mask(mask, video_id, video) for mask in read_segmentations(entry, video))
         pixels_T = _pixels(rles, video)
         given, crowd = entry.get_optional("areas"), entry.get_optional("iscrowd")
-        area = _mean_area(pixels_T if given is None else np.array([_area(field) for field in given.items()]))
+        area = mean_area(pixels_T if given is None else np.array([_area(field) for field in given.items()]))
         is_crowd = crowd is not None and read_flag(crowd)
         tracks.append(Track(identity, video_id, category_id, video.size, rles, pixels_T, area, is_crowd))
     notes = []
@@ -167,7 +169,7 @@ def read_predictions(value: Any, source: Path | str, truth: VideoSet) -> tuple[t
             left_out.append(f"{entry.place} has {category_id}")
             continue
         pixels_T = _pixels(rles, video)
-        area = _mean_area(pixels_T)
+        area = mean_area(pixels_T)
         tracks.append(Track(index + 1, video_id, category_id, video.size, rles, pixels_T, area, score=score))
     if not left_out:
         return tuple(tracks), ()
@@ -227,11 +229,19 @@ def read_optional_mask(field: Field, video_id: int, video: Video) -> bytes | Non
     return masks.read_mask(field, f"video {video_id}", video.size)
 
 
+def by_video(tracks: Iterable[Track]) -> defaultdict[int, list[Track]]:
+    """The tracks of each video, in their order."""
+    groups: defaultdict[int, list[Track]] = defaultdict(list)
+    for track in tracks:
+        groups[track.video_id].append(track)
+    return groups
+
+
 def _area(field: Field) -> float:
     return 0.0 if field.value is None else field.number()
 
 
-def _mean_area(areas_T: np.ndarray) -> float:
+def mean_area(areas_T: np.ndarray) -> float:
     """The mean over the frames where the object is, 0 if it is in none."""
     visible = areas_T[areas_T != 0]
     return float(visible.mean()) if visible.size else 0.0

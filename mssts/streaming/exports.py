@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from mssts import masks
 from mssts.errors import MsstsError
 from mssts.manifest import Category
 from mssts.prediction.exports import COCO_FILE, CocoWriter, MotsWriter, VisibleTrack
@@ -113,9 +114,6 @@ class Export(Sink):
 
     def _entry(self, visible: dict[int, VisibleTrack]) -> dict[str, object]:
         last = visible[max(visible)]
-        size = list(self._size or (0, 0))
-        masks = [
-            {"size": size, "counts": visible[t].rle.decode("ascii")} if t in visible else None
-            for t in range(self._frames)
-        ]
-        return {"video_id": _VIDEO, "category_id": last.category_id, "score": last.score, "segmentations": masks}
+        size = self._size or (0, 0)
+        found = [masks.to_json(visible[t].rle if t in visible else None, size) for t in range(self._frames)]
+        return {"video_id": _VIDEO, "category_id": last.category_id, "score": last.score, "segmentations": found}
