@@ -180,7 +180,7 @@ profile() { # NAME KERNEL WORKLOAD IMPLEMENTATION DIRECTION
   for section in "${sections[@]}"; do flags+=(--section "$section"); done
   step "$1" 40 "$out/ncu.txt" ncu --clock-control none --launch-skip 8 --launch-count 1 -k "regex:$2" "${flags[@]}" \
     --metrics "$metrics" "$python" -m mssts.bench kernels --device $device --no-memory --workload "$3" --dtype float16 \
-    --impl "$4" --direction "$5" --repeats 1
+    --impl "$4" --direction "$5" --repeats 1 --out "$work/$1.json"
 }
 
 run_counters() {

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from mssts.bench.arguments import check_positive, frame_size
 from mssts.bench.plotting import pyplot
+from mssts.bench.records import save_record
 from mssts.commands.options import add_tls, client_options, server_url
 from mssts.errors import MsstsError
-from mssts.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="360x640", metavar="HxW", help="of the frames (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=5, help="of a clip (default: %(default)s)")
     parser.add_argument("--encoding", choices=("raw", "jpeg"), default="raw", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="the rows as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="file or folder (default: into runs/bench)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="latency and throughput as a picture")
 
 
@@ -89,8 +89,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table and writes the files.
 
     The exit code is 1 if a clip failed for another reason than a full server."""
-    from mssts.provenance import provenance
-
     check_positive(arguments, "seconds", "frames")
     height, width = frame_size(arguments.size)
     options = client_options(arguments, jpeg_quality=95 if arguments.encoding == "jpeg" else None)
@@ -123,10 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
         "encoding": arguments.encoding,
         "seconds": arguments.seconds,
         "rows": [asdict(row) for row in rows],
-        **provenance(),
     }
-    if arguments.out is not None:
-        write_json(arguments.out, report)
+    save_record("load", report, arguments.out)
     if arguments.plot is not None:
         _plot(rows, arguments.plot)
     return int(any(row.errors for row in rows))

@@ -54,7 +54,8 @@ class Operation:
 
     Attributes:
         module: one of `MODULES`.
-        kind: `gemm`, `convolution`, `deformable attention`, `temporal attention`, or `other`.
+        kind: `gemm`, `convolution`, `attention` (among queries), `deformable attention`, `temporal attention`, or
+            `other`.
         dims: of a gemm (batch, M, N, K); of a convolution (batch, in, height, width, out, kernel, stride, groups) of
             its input; else empty.
         flops: of the products; 0 of `other`, whose arithmetic is small beside its bytes.
@@ -109,7 +110,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         name = str(function.overloadpacket)
-        if name not in _VIEWS:
+        if name not in _VIEWS and not name.startswith("prim."):  # which ask for a device or a dtype
             moved = sum(4 * tensor.numel() for tensor in _tensors((args, result)))
             kind, dims, flops = _product(name, args)
             self.operations.append(Operation(self._module(), kind, dims, flops, moved))
@@ -135,6 +136,9 @@ def _product(name: str, args: Sequence[Any]) -> tuple[str, tuple[int, ...], int]
         ]
         dims = (*x.shape, weight.shape[0], weight.shape[2], stride[0], groups)
         return "convolution", dims, 2 * x.shape[0] * math.prod(weight.shape) * size[0] * size[1]
+    if name.startswith("aten._scaled_dot_product"):
+        query, key = args[0], args[1]
+        return "attention", (), 4 * query.numel() * key.shape[-2]
     if name == "mssts.ms_deform_attn":
         value, logits = args[0], args[4]
         return "deformable attention", (), 2 * 4 * value.shape[-1] * logits.numel()  # four corners of each point

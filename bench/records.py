@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,20 +109,55 @@ def record_name(what: str, stamp: dict[str, Any], now: datetime | None = None) -
     return f"{what}_{slug}_{day}_{stamp['commit']}.json"
 
 
+class RecordFile:
+    """The file of one record.
+
+    It may be written again and again while a measurement goes on.
+
+    Args:
+        what: what is measured.
+        out: the file, or a folder in which it is named by `record_name`. By default that folder is `runs/bench`. A
+            record that is there already under such a name is kept, and the new one numbered.
+    """
+
+    def __init__(self, what: str, out: Path | None) -> None:
+        self._what = what
+        self._stamp = provenance()
+        if out is None or out.is_dir():
+            out = _unused((out or DEFAULT_FOLDER) / record_name(what, self._stamp))
+        self._out = out
+
+    def write(self, report: dict[str, Any]) -> None:
+        """Writes the figures with their provenance.
+
+        Raises:
+            MsstsError: the file cannot be written.
+        """
+        write_json(self._out, {"benchmark": self._what, **report, **self._stamp})
+
+    def close(self) -> Path:
+        """Says where the record is."""
+        print(f"wrote {self._out}")
+        return self._out
+
+
 def save_record(what: str, report: dict[str, Any], out: Path | None) -> Path:
     """Writes a record with its provenance and says where.
 
     Args:
         what: what was measured.
         report: its figures.
-        out: the file, or a folder in which it is named by `record_name`. By default that folder is `runs/bench`.
+        out: as `RecordFile` takes it.
 
     Raises:
         MsstsError: it cannot be written.
     """
-    whole = {"benchmark": what, **report, **provenance()}
-    if out is None or out.is_dir():
-        out = (out or DEFAULT_FOLDER) / record_name(what, whole)
-    write_json(out, whole)
-    print(f"wrote {out}")
-    return out
+    file = RecordFile(what, out)
+    file.write(report)
+    return file.close()
+
+
+def _unused(path: Path) -> Path:
+    """The path, with a number where the name is taken."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(other for other in numbered if not other.exists())

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mssts.bench.arguments import check_positive, frame_size
-from mssts.files import write_json
+from mssts.bench.records import save_record
 from mssts.model.config import BASELINE, Preset, Switches, preset
-from mssts.provenance import provenance
 
 HELP = "parameters and time of each of the model's switches"
 
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="360x640", metavar="HxW", help="of the frames (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=5, help="of a clip (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="forward passes of each (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="file or folder (default: into runs/bench)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -32,9 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_positive(arguments, "frames", "repeats")
     report = measure_switches(preset(arguments.preset), size, arguments.frames, arguments.repeats)
     print_switches(report)
-    if arguments.out is not None:
-        write_json(arguments.out, report)
-        print(f"wrote {arguments.out}")
+    save_record("switches", report, arguments.out)
 
 
 def variants() -> dict[str, Switches]:
@@ -85,7 +82,6 @@ def measure_switches(preset: Preset, size: tuple[int, int], frames: int, repeats
         "runner": "PyTorch eager, CPU, fp32",
         "threads": torch.get_num_threads(),
         "rows": rows,
-        **provenance(),
     }
 
 

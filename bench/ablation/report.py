@@ -20,32 +20,24 @@ FIGURES = (
 def costs(preset_name: str, classes: int) -> dict[str, dict[str, float]]:
     """Parameters of each configuration, and the FLOPs of a clip.
 
-    FLOPs are those of convolutions and matrix products, two for a multiplication with an addition; the two custom ops
-    count as what PyTorch's counter knows of them, which is nothing.
+    FLOPs are those of convolutions and matrix products with weights, two for a multiply-add; attention is left out.
     """
     from dataclasses import fields, replace
 
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
+    from mssts.bench.operations import count_operations
     from mssts.model.config import Switches, preset
-    from mssts.model.engine import Engine
     from mssts.model.mssts_vis import MSSTSVIS
 
     chosen = preset(preset_name).with_classes(classes)
     height, width = chosen.input.short_edge, chosen.input.long_edge
-    clip = torch.zeros((1, chosen.clip_frames, height, width, 3), dtype=torch.uint8)
-    sizes = torch.tensor([[height, width]], dtype=torch.int32)
     found = {}
     for name, switches in CONFIGURATIONS.items():
         on = {field.name: field.name.replace("_", "-") in switches for field in fields(Switches)}
-        model = MSSTSVIS(replace(chosen.model, switches=Switches(**on)))
-        counter = FlopCounterMode(display=False)
-        engine = Engine(model, chosen.top_k).eval().requires_grad_(False)
-        with torch.no_grad(), counter:  # in inference mode, the counter looks for gradients that are not there
-            engine(clip, sizes)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        found[name] = {"parameters": parameters, "gflops_per_clip": counter.get_total_flops() / 1e9}
+        configured = replace(chosen, model=replace(chosen.model, switches=Switches(**on)))
+        parameters = sum(parameter.numel() for parameter in MSSTSVIS(configured.model).parameters())
+        operations = count_operations(configured, (1, chosen.clip_frames, height, width))
+        flops = sum(operation.flops for operation in operations if operation.kind in ("gemm", "convolution"))
+        found[name] = {"parameters": parameters, "gflops_per_clip": flops / 1e9}
     return found
 
 

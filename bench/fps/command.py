@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mssts.bench.arguments import check_positive, frame_size
+from mssts.bench.records import RecordFile
 from mssts.errors import MsstsError
-from mssts.files import write_json
 from mssts.machine import cpu_count
 from mssts.manifest import FixedShape
-from mssts.provenance import libraries, provenance
+from mssts.provenance import libraries
 
 if TYPE_CHECKING:
     from mssts.bench.fps.engines import Candidate, Setting
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/bench_fps"), help="where exports are kept (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="file or folder (default: into runs/bench)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,12 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
         "preset": arguments.preset if arguments.checkpoint is None else None,
         "checkpoint": None if arguments.checkpoint is None else arguments.checkpoint.name,
     }
-    whence = {"libraries": libraries(), **provenance()}
+    record, built = RecordFile("fps", arguments.out), libraries()
 
     def write(measured: dict[str, Any]) -> dict[str, Any]:
-        report = {**head, **measured, "not_measured": absent + measured["not_measured"], **whence}
-        if arguments.out is not None:
-            write_json(arguments.out, report)
+        report = {**head, **measured, "not_measured": absent + measured["not_measured"], "libraries": built}
+        record.write(report)
         return report
 
     measured = measure(candidates, setting, arguments.repeats, not arguments.no_memory, write)
@@ -93,8 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     measured["published"] = [asdict(figure) for figure in PUBLISHED]
     measured["scopes"] = {scope: SCOPES[scope] for scope in scopes}
     report = write(measured)
-    if arguments.out is not None:
-        print(f"wrote {arguments.out}")
+    record.close()
     print_fps(report)
     return int(any(entry["refused"] or entry["failed"] for entry in report["not_measured"]) or not report["rows"])
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mssts.bench.kernels import workloads
+from mssts.bench.records import RecordFile
 from mssts.errors import MsstsError
-from mssts.files import write_json
-from mssts.machine import cpu_count
-from mssts.provenance import libraries, provenance
+from mssts.machine import cpu_count, machine
+from mssts.provenance import libraries
 
 HELP = "time, memory and accuracy of the two ops: our kernels beside PyTorch, ONNX Runtime and the stock extensions"
 
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warm", action="store_true", help="on a GPU: the same inputs at every call, so that they stay in its L2 cache"
     )
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="file or folder (default: into runs/bench)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,9 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
         for dtype in arguments.dtype
         for direction in arguments.direction
     ]
-    report = _measure(cases, arguments.device, names, arguments)
-    if arguments.out is not None:
-        print(f"wrote {arguments.out}")
+    record = RecordFile("kernels", arguments.out)
+    report = _measure(cases, arguments.device, names, arguments, record)
+    record.close()
     _print(report)
     return 1 if any(row["wrong"] for row in report["rows"]) else 0
 
@@ -108,7 +108,11 @@ def _check_gpu() -> None:
 
 
 def _measure(
-    cases: list[tuple[Any, str, str, int]], device: str, names: list[str], arguments: argparse.Namespace
+    cases: list[tuple[Any, str, str, int]],
+    device: str,
+    names: list[str],
+    arguments: argparse.Namespace,
+    record: RecordFile,
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
@@ -122,7 +126,6 @@ def _measure(
     cache = "cold" if device == "cuda" and not arguments.warm else "warm"
     bandwidths = {count: measure_bandwidth(device, count) for count in sorted({case[-1] for case in cases})}
     report = {
-        "benchmark": "kernels",
         "device": _device(device),
         "seed": arguments.seed,
         "repeats": arguments.repeats,
@@ -132,7 +135,6 @@ def _measure(
         "rows": rows,
         "absent": absent,
         "libraries": libraries(),
-        **provenance(),
     }
     with tqdm(cases, unit="case", disable=None) as bar:
         for workload, dtype, direction, count in bar:
@@ -152,8 +154,7 @@ def _measure(
             rows += found
             absent += missing
             report["notes"] = _notes(rows, device, bandwidths, load)
-            if arguments.out is not None:
-                write_json(arguments.out, report)
+            record.write(report)
     return report
 
 
@@ -210,10 +211,10 @@ def _notes(rows: list[dict[str, Any]], device: str, bandwidths: dict[int, dict[s
 
 
 def _print(report: dict[str, Any]) -> None:
-    machine, device = report["machine"], report["device"]
+    here, device = machine(), report["device"]
     kernels = device["kernels"]
     what = kernels.get("isa") or kernels.get("build") or f"none: {kernels['reason']}"
-    print(f"{device.get('name', machine['cpu'])}, {machine['cores']} cores; kernels of mssts: {what}")
+    print(f"{device.get('name', here['cpu'])}, {here['cores']} cores; kernels of mssts: {what}")
     for bandwidth in report["bandwidth"]:
         threads = "" if bandwidth["threads"] is None else f" with {bandwidth['threads']} threads"
         print(f"memory bandwidth{threads}: {bandwidth['gb_per_s']:.1f} GB/s (read + written)")

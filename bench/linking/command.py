@@ -29,15 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep what the engine found there, and take it from there"
     )
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="file or folder (default: into runs/bench)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table and writes the file."""
     from mssts.bench.linking.measurement import measure_linking, pooled, windows_of
-    from mssts.files import write_json
+    from mssts.bench.records import save_record
     from mssts.prediction.tracking import LinkOptions
-    from mssts.provenance import provenance
     from mssts.segmenters import load
 
     sets = [_parsed(text) for text in arguments.sets]
@@ -48,10 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     for frames in sorted({spec[2] for spec in sets}):
         rows += measure_linking(pooled([found[spec] for spec in sets if spec[2] == frames]), frames)
     print_linking(rows)
-    if arguments.out is not None:
-        report = {"engine": engine, "sets": list(arguments.sets), "options": asdict(LinkOptions()), "rows": rows}
-        write_json(arguments.out, {**report, **provenance()})
-        print(f"wrote {arguments.out}")
+    report = {"engine": engine, "sets": list(arguments.sets), "options": asdict(LinkOptions()), "rows": rows}
+    save_record("linking", report, arguments.out)
 
 
 def print_linking(rows: Sequence[dict[str, Any]]) -> None:

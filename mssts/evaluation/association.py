@@ -11,7 +11,7 @@ import numpy as np
 
 from mssts import masks
 from mssts.evaluation.average_precision import evaluate, track_iou
-from mssts.evaluation.tracks import GroundTruth, Track, by_video, read_ground_truth, read_predictions
+from mssts.evaluation.tracks import GroundTruth, Track, by_video, masks_in_frame, read_ground_truth, read_predictions
 
 _SAME_OBJECT = 0.7  # tracks that overlap more are hypotheses of one object, of which the best counts
 _MATCHED = 0.5  # IoU of a frame, as of the CLEAR MOT metrics (Bernardin and Stiefelhagen, 2008)
@@ -99,7 +99,7 @@ def _switches(objects: Sequence[Track], tracks: Sequence[Track], truth: GroundTr
         columns = [n for n, track in enumerate(tracks) if track.rles[t] is not None]
         iou_KN = np.zeros((len(objects), len(tracks)))
         if rows and columns:
-            first, second = _shown(objects, rows, t), _shown(tracks, columns, t)
+            first, second = masks_in_frame(objects, rows, t), masks_in_frame(tracks, columns, t)
             iou_KN[np.ix_(rows, columns)] = masks.iou(first, second, video.size)
         kept = {k: n for k, n in last.items() if iou_KN[k, n] >= _MATCHED}
         found: dict[int, int] = {}
@@ -116,8 +116,3 @@ def _switches(objects: Sequence[Track], tracks: Sequence[Track], truth: GroundTr
         matched += len(found)
         last |= found
     return switches, matched
-
-
-def _shown(tracks: Sequence[Track], chosen: Sequence[int], t: int) -> list[bytes]:
-    """The masks of some tracks in a frame, where each has one."""
-    return [rle for i in chosen if (rle := tracks[i].rles[t]) is not None]

@@ -28,7 +28,7 @@ from mssts.categories import disagreement
 from mssts.data.videos import read_youtube_vis_value
 from mssts.errors import MsstsError
 from mssts.evaluation.metrics import CategoryMetrics, Metrics
-from mssts.evaluation.tracks import GroundTruth, Track, VideoSet, read_ground_truth, read_predictions
+from mssts.evaluation.tracks import GroundTruth, Track, VideoSet, masks_in_frame, read_ground_truth, read_predictions
 from mssts.files import read_json
 from mssts.manifest import Category
 from mssts.prediction.results import results_categories
@@ -171,12 +171,7 @@ def track_iou(predicted: Sequence[Track], annotated: Sequence[Track]) -> np.ndar
     for t in np.flatnonzero(predicted_PT.any(axis=0) & annotated_AT.any(axis=0)):
         rows, columns = np.flatnonzero(predicted_PT[:, t]), np.flatnonzero(annotated_AT[:, t])
         intersection_PA[np.ix_(rows, columns)] += masks.intersections(
-            _rles(predicted, rows, t), _rles(annotated, columns, t), predicted[0].size
+            masks_in_frame(predicted, rows, t), masks_in_frame(annotated, columns, t), predicted[0].size
         )
     union_PA = predicted_PT.sum(axis=1)[:, None] + annotated_AT.sum(axis=1)[None] - intersection_PA
     return intersection_PA / np.maximum(union_PA, 1)
-
-
-def _rles(tracks: Sequence[Track], chosen: np.ndarray, t: int) -> list[bytes]:
-    """The masks of some tracks in a frame, where each has one."""
-    return [rle for i in chosen if (rle := tracks[i].rles[t]) is not None]

@@ -25,7 +25,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mssts import masks
 from mssts.data.videos import read_youtube_vis_value
-from mssts.evaluation.tracks import Track, read_ground_truth, read_predictions
+from mssts.evaluation.tracks import Track, masks_in_frame, read_ground_truth, read_predictions
 from mssts.files import read_json
 
 _ALPHAS_A = np.arange(0.05, 0.99, 0.05)
@@ -149,12 +149,9 @@ def _overlaps(objects: Sequence[Track], predictions: Sequence[Track]) -> Iterabl
         objects_g, tracks_p = np.flatnonzero(visible_GT[:, t]), np.flatnonzero(visible_PT[:, t])
         iou_gp = np.zeros((len(objects_g), len(tracks_p)))
         if iou_gp.size:
-            iou_gp = masks.iou(_rles(objects, objects_g, t), _rles(predictions, tracks_p, t), objects[0].size)
+            shown = masks_in_frame(objects, objects_g, t), masks_in_frame(predictions, tracks_p, t)
+            iou_gp = masks.iou(*shown, objects[0].size)
         yield FrameOverlap(objects_g, tracks_p, iou_gp)
-
-
-def _rles(tracks: Sequence[Track], chosen: np.ndarray, t: int) -> list[bytes]:
-    return [rle for i in chosen if (rle := tracks[i].rles[t]) is not None]
 
 
 class _Counts:

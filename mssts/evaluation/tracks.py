@@ -6,7 +6,7 @@ Only what the metric depends on is looked at, so frames need not exist. Masks ar
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,11 @@ def by_video(tracks: Iterable[Track]) -> defaultdict[int, list[Track]]:
     for track in tracks:
         groups[track.video_id].append(track)
     return groups
+
+
+def masks_in_frame(tracks: Sequence[Track], chosen: Iterable[int], t: int) -> list[bytes]:
+    """The masks of some tracks in a frame, of those that have one."""
+    return [rle for i in chosen if (rle := tracks[i].rles[t]) is not None]
 
 
 def _area(field: Field) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -118,23 +119,27 @@ def test_a_clip_from_jpeg_to_run_lengths_and_ap_are_of_the_same_engine(tmp_path,
 
 def test_a_package_that_is_not_installed_is_said_before_anything_is_exported(monkeypatch, tmp_path, capsys, checkpoint):
     monkeypatch.setattr(fps_engines.importlib.util, "find_spec", lambda name: None)
-    arguments = ["--checkpoint", str(checkpoint), "--runners", "openvino", "--cache", str(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "openvino", "--cache", "cache"]
     assert main(["bench", "fps", *arguments, "--size", "64x96", "--frames", "1"]) == 1
     printed = capsys.readouterr().out
     assert "not measured here: openvino is not installed; `pip install openvino`" in printed
-    assert list(tmp_path.iterdir()) == []
+    assert not Path("cache").exists()
+    (record,) = Path("runs/bench").iterdir()  # its name by default
+    assert record.name.startswith("fps_")
+    assert json.loads(record.read_text())["not_measured"][0]["runner"] == "openvino"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_engines_of_a_gpu_are_named_as_not_measured(monkeypatch, tmp_path, capsys, checkpoint):
     monkeypatch.setattr(fps_engines.importlib.util, "find_spec", lambda name: None if name == "tensorrt" else name)
     arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch-cuda,onnxruntime-cuda,tensorrt"]
-    arguments += ["--precision", "fp16", "--cache", str(tmp_path), "--size", "64x96", "--frames", "1", "--repeats", "1"]
-    assert main(["bench", "fps", *arguments]) == 1
+    arguments += ["--precision", "fp16", "--cache", str(tmp_path / "cache"), "--size", "64x96", "--frames", "1"]
+    assert main(["bench", "fps", *arguments, "--repeats", "1", "--out", str(tmp_path / "fps.json")]) == 1
     printed = capsys.readouterr().out
     assert printed.count("not measured here: PyTorch finds no NVIDIA GPU here") == 2
     assert "not measured here: tensorrt is not installed; `pip install mssts[gpu]`" in printed
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "cache").exists()
 
 
 def test_memory_is_that_of_the_engine_alone(checkpoint):

@@ -61,6 +61,16 @@ def test_the_attention_ops_are_counted_by_their_definition() -> None:
     assert {o.flops for o in encoder} == {2 * 4 * T * points * config.width // config.heads}
 
 
+def test_the_attention_among_queries_is_part_of_the_decoder() -> None:
+    chosen = preset("tiny")
+    found = [o for o in count_operations(chosen, SHAPE) if o.kind == "attention"]
+    config = chosen.model
+    # Logits, then values: two multiply-adds a channel for each pair of queries. Boxes are one for all frames at first.
+    images = config.decoder_layers + 1 + (config.decoder_layers - 1) * SHAPE[1]
+    assert {o.module for o in found} == {"decoder"}
+    assert sum(o.flops for o in found) == images * 4 * config.queries**2 * config.width
+
+
 @pytest.mark.parametrize(
     ("path", "module"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mssts.bench.records import read_record, record_name
+from mssts.bench.records import read_record, record_name, save_record
 from mssts.bench.report.figures import BEGIN, END, figures, written
 from mssts.cli import main
 
@@ -38,6 +38,13 @@ def test_a_record_is_named_by_what_machine_date_and_commit() -> None:
     assert record_name("fps", xeon, datetime(2026, 1, 2, tzinfo=timezone.utc)).startswith("fps_intel-xeon-4c_20260102_")
     gpu = {**STAMP, "gpu": "NVIDIA H100 80GB HBM3"}
     assert record_name("kernels", gpu).startswith("kernels_nvidia-h100-80gb-hbm3_")
+
+
+def test_a_second_record_of_a_day_and_commit_does_not_replace_the_first(tmp_path: Path) -> None:
+    first, second = (save_record("fps", {"rows": [{"ms": ms}]}, tmp_path) for ms in (1, 2))
+    assert first.parent == second.parent == tmp_path
+    assert [read_record(path).value["rows"][0]["ms"] for path in (first, second)] == [1, 2]
+    assert {"benchmark", "machine", "versions", "commit"} <= set(read_record(first).value)
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"rows": 3}', '{"rows": [4]}', "{"])

@@ -51,7 +51,7 @@ def test_commands_with_a_certificate(served: Served, engine: Path, certificates:
     for out, engine_options in (("served", ["--url", served.grpc, *paths]), ("local", ["--model", str(engine)])):
         assert main(["predict", str(tmp_path), *engine_options, "--out", str(tmp_path / out), "--pictures", "0"]) == 0
     assert (tmp_path / "served" / "results.json").read_bytes() == (tmp_path / "local" / "results.json").read_bytes()
-    short = ["--seconds", "1", "--concurrency", "1", "--size", "96x128"]
+    short = ["--seconds", "1", "--concurrency", "1", "--size", "96x128", "--out", str(tmp_path / "load.json")]
     assert main(["bench", "load", "--url", served.grpc, *short, *paths]) == 0
 
 
