@@ -9,8 +9,8 @@
 #
 # A part writes at most eight files into FOLDER/PART, each as soon as it is known. A step that fails is named at the end
 # (exit code 1) and stops nothing. Nothing is installed, nor needs this package be: any Python with a CUDA build of
-# PyTorch, NumPy, onnx and pytest will do, and CMake, Ninja and nvcc where mssts/lib has no library for this GPU. The part
-# `engines` needs pycocotools and rlemasklib too: unpacked wheels on PYTHONPATH are enough.
+# PyTorch, NumPy, onnx and pytest will do, and CMake, Ninja and nvcc where mssts/lib has no library for this GPU. The step
+# `masks` and the part `engines` need pycocotools and rlemasklib too: unpacked wheels on PYTHONPATH are enough.
 #
 #   PYTHON             the interpreter (python3)
 #   STOCK              a checkout of Deformable-DETR, whose kernel is built and measured as well
@@ -156,6 +156,9 @@ run_kernels() {
   # installed package.
   step tests 150 "$out/tests.log" "$python" -m pytest -m gpu --require-gpu --continue-on-collection-errors \
     -p no:cacheprovider tests/plugins/test_cuda_kernels.py tests/ops
+  # Masks that the GPU encodes, to the byte those of the processor.
+  step masks 40 "$out/tests.log" "$python" -m pytest -m gpu --require-gpu -p no:cacheprovider \
+    tests/plugins/test_mask_rle.py
   wait_for_stock
   bench encoder 110 kernels --device $device --no-memory --workload $encoder --dtype float16 bfloat16 float32 \
     --direction forward backward "${few[@]}"

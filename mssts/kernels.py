@@ -67,6 +67,22 @@ class TemporalAttnCall(ctypes.Structure):
     ]  # fmt: skip
 
 
+class MaskRleCall(ctypes.Structure):
+    """`mssts_mask_rle` of plugins/include/mssts/kernels.h."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("instances", "frames")],
+        *[(name, ctypes.c_int32) for name in ("rows", "columns")],
+        ("strides", ctypes.c_int64 * 3),
+        *[
+            (name, ctypes.c_int32)
+            for name in ("valid_height", "valid_width", "cell", "height", "width", "reserved")
+        ],
+        ("capacity", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("logits", "ends", "text", "workspace")],
+    ]  # fmt: skip
+
+
 class Executor(ctypes.Structure):
     """`mssts_executor`. A NULL `run` uses the process's own threads."""
 
@@ -147,4 +163,7 @@ def _declarations(name: str) -> list[tuple[str, Any, Sequence[Any]]]:
         found.append(("mssts_cuda_build", ctypes.c_char_p, []))
         found.append(("mssts_cuda_devices", ctypes.c_int32, []))
         found.append(("mssts_cuda_deform_attn_workspace", ctypes.c_int64, [calls["deform_attn"]]))
+        masks = ctypes.POINTER(MaskRleCall)
+        found.append(("mssts_cuda_mask_rle", ctypes.c_int, [masks, last]))
+        found.append(("mssts_cuda_mask_rle_workspace", ctypes.c_int64, [masks]))
     return found

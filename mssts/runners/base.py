@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from mssts.manifest import FixedShape
+from mssts.runners.device_logits import DeviceLogits
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,16 @@ class EngineOutput:
     mask_logits: np.ndarray  # float32 [B, K, T, h, w]
 
 
+@dataclass(frozen=True)
+class DeviceOutput:
+    """The engine's outputs, of which the mask logits are still on the GPU."""
+
+    scores: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+    mask_logits: DeviceLogits
+
+
 class Runner(Protocol):
     """A loaded engine. The runners of `mssts.runners` inherit it, for `warm`."""
 
@@ -31,6 +44,21 @@ class Runner(Protocol):
             frames_BTHWC: uint8 RGB.
             sizes_B2: int32, the valid height and width of each clip.
         """
+
+    @contextmanager
+    def inference(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> Iterator[EngineOutput | DeviceOutput]:
+        """Runs the engine, and keeps the mask logits where they are encoded fastest.
+
+        What is on a GPU lasts as long as the `with`.
+
+        Args:
+            frames_BTHWC: uint8 RGB.
+            sizes_B2: int32, the valid height and width of each clip.
+
+        Raises:
+            MsstsError: as `infer`.
+        """
+        yield self.infer(frames_BTHWC, sizes_B2)
 
     def warm(self, shape: FixedShape) -> float:
         """Runs black frames of a shape once, and returns the seconds that it took.

@@ -249,6 +249,50 @@ class _PyCuda(Cuda):
             raise CudaError(f"CUDA: {_one_line(error)}") from None
 
 
+class Scratch:
+    """Memory of a GPU that grows with use.
+
+    It is a `mssts.runners.device_logits.DeviceMemory`.
+
+    Args:
+        cuda: whose stream and memory it is.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._rooms: dict[str, tuple[int, int]] = {}  # address and size
+        self._host = np.empty(0, np.uint8)
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return self._cuda.stream
+
+    def room(self, name: str, size: int) -> int:
+        """The address of so many bytes."""
+        address, before = self._rooms.get(name, (0, 0))
+        if size > before:
+            if before:
+                self._cuda.synchronize()
+                self._cuda.free(self._rooms.pop(name)[0])
+            address = self._cuda.allocate(size)
+            self._rooms[name] = (address, size)
+        return address
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes on the GPU, after everything that is in the stream."""
+        if size > len(self._host):
+            self._host = self._cuda.pagelocked((size,), "uint8")
+        self._cuda.copy_out(self._host[:size], address)
+        self._cuda.synchronize()
+        return self._host[:size].tobytes()
+
+    def close(self) -> None:
+        """Frees it."""
+        while self._rooms:
+            self._cuda.free(self._rooms.popitem()[1][0])
+
+
 @functools.cache
 def _primary_context(driver: Any) -> Any:
     """pycuda's primary context of the first GPU, kept for the life of the process.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from mssts import contract
 from mssts.errors import MsstsError
 from mssts.manifest import FixedShape
-from mssts.runners.base import EngineOutput, Runner
+from mssts.runners.base import DeviceOutput, EngineOutput, Runner
 
 
 class FixedShapeRunner(Runner):
@@ -34,28 +38,34 @@ class FixedShapeRunner(Runner):
         Raises:
             MsstsError: they do not fit into the engine's shape; or as the runner itself.
         """
-        clips, frames, height, width, _ = frames_BTHWC.shape
+        self._check(frames_BTHWC)
+        shape, parts = self._shape, []
+        for first in range(0, len(frames_BTHWC), shape.clips):
+            part = slice(first, min(first + shape.clips, len(frames_BTHWC)))
+            padded = pad_to_shape(frames_BTHWC[part], sizes_B2[part], shape)
+            parts.append(_cut(self._runner.infer(*padded), frames_BTHWC[part]))
+        return EngineOutput(
+            *(np.concatenate([getattr(output, spec.name) for output in parts]) for spec in contract.ENGINE_OUTPUTS)
+        )
+
+    @contextmanager
+    def inference(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> Iterator[EngineOutput | DeviceOutput]:
+        """Runs the engine, see `Runner.inference`."""
+        if len(frames_BTHWC) > self._shape.clips:
+            yield self.infer(frames_BTHWC, sizes_B2)
+            return
+        self._check(frames_BTHWC)
+        with self._runner.inference(*pad_to_shape(frames_BTHWC, sizes_B2, self._shape)) as output:
+            yield _cut(output, frames_BTHWC)
+
+    def _check(self, frames_BTHWC: np.ndarray) -> None:
+        _, frames, height, width, _ = frames_BTHWC.shape
         shape = self._shape
         if frames > shape.frames or height > shape.height or width > shape.width or not frames:
             raise MsstsError(
                 f"{self._path}: takes clips of 1 to {shape.frames} frames of at most {shape.height}x{shape.width}, got "
                 f"{frames} frames of {height}x{width}; export with another --shape, or without"
             )
-        parts = []
-        for first in range(0, clips, shape.clips):
-            part = slice(first, min(first + shape.clips, clips))
-            padded = pad_to_shape(frames_BTHWC[part], sizes_B2[part], shape)
-            parts.append((self._runner.infer(*padded), part.stop - part.start))
-        # Masks of the frames as they came: h = ⌈H/8⌉·2.
-        rows, columns = (-(-side // 8) * 2 for side in (height, width))
-        return EngineOutput(
-            scores=np.concatenate([output.scores[:kept] for output, kept in parts]),
-            labels=np.concatenate([output.labels[:kept] for output, kept in parts]),
-            boxes=np.concatenate([output.boxes[:kept, :, :frames] for output, kept in parts]),
-            mask_logits=np.concatenate(
-                [output.mask_logits[:kept, :, :frames, :rows, :columns] for output, kept in parts]
-            ),
-        )
 
     def describe(self) -> dict[str, Any]:
         """The runner's own description, and `shape`."""
@@ -64,6 +74,27 @@ class FixedShapeRunner(Runner):
     def close(self) -> None:
         """Closes the runner."""
         self._runner.close()
+
+
+_Output = TypeVar("_Output", bound=EngineOutput | DeviceOutput)
+
+
+def _cut(output: _Output, frames_BTHWC: np.ndarray) -> _Output:
+    """What belongs to the frames as they came, whose masks have h = ⌈H/8⌉·2."""
+    clips, frames, height, width, _ = frames_BTHWC.shape
+    rows, columns = (-(-side // 8) * 2 for side in (height, width))
+    logits: Any = output.mask_logits
+    if isinstance(output, DeviceOutput):
+        logits = logits.cut(clips, frames, rows, columns)
+    else:
+        logits = logits[:clips, :, :frames, :rows, :columns]
+    return replace(
+        output,
+        scores=output.scores[:clips],
+        labels=output.labels[:clips],
+        boxes=output.boxes[:clips, :, :frames],
+        mask_logits=logits,
+    )
 
 
 def pad_to_shape(frames_BTHWC: np.ndarray, sizes_B2: np.ndarray, shape: FixedShape) -> tuple[np.ndarray, np.ndarray]:

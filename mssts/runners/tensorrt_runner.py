@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,17 @@ import numpy as np
 from mssts import contract
 from mssts.artefact import Artefact
 from mssts.errors import MsstsError
-from mssts.runners.base import EngineOutput, Runner
-from mssts.runners.cuda import CudaError, open_cuda
+from mssts.runners.base import DeviceOutput, EngineOutput, Runner
+from mssts.runners.cuda import CudaError, Scratch, open_cuda
+from mssts.runners.device_logits import DeviceLogits, encodes_on_gpu
 from mssts.runners.tensorrt_library import deserialised, first_gpu, message_log, tensorrt_module
 
 _LOG = logging.getLogger(__name__)
 # Shapes whose buffers and CUDA graph are kept; each holds the activations of a clip.
 _KEPT_SHAPES = 2
+# Most of the output, which is encoded on the GPU or copied after the rest.
+_MASKS = contract.MASK_LOGITS
+_SMALL_OUTPUTS = tuple(spec for spec in contract.ENGINE_OUTPUTS if spec is not _MASKS)
 
 
 @dataclass
@@ -33,6 +39,7 @@ class _Bound:
     context: Any
     host: dict[str, np.ndarray]  # page-locked
     device: dict[str, int]  # addresses
+    scratch: Scratch
     graph: Any = None
 
 
@@ -84,6 +91,25 @@ class TensorRtRunner(Runner):
         Raises:
             MsstsError: the shape is outside the plan's profile, or TensorRT failed; the message holds its reason.
         """
+        with self._run(frames_BTHWC, sizes_B2) as bound:
+            self._cuda.copy_out(bound.host[_MASKS.name], bound.device[_MASKS.name])
+            self._cuda.synchronize()
+            return EngineOutput(*(bound.host[spec.name].copy() for spec in contract.ENGINE_OUTPUTS))
+
+    @contextmanager
+    def inference(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> Iterator[EngineOutput | DeviceOutput]:
+        """Runs the engine, see `Runner.inference`."""
+        if not encodes_on_gpu():
+            yield self.infer(frames_BTHWC, sizes_B2)
+            return
+        with self._run(frames_BTHWC, sizes_B2) as bound:
+            scores, labels, boxes = (bound.host[spec.name].copy() for spec in _SMALL_OUTPUTS)
+            address, shape = bound.device[_MASKS.name], bound.host[_MASKS.name].shape
+            yield DeviceOutput(scores, labels, boxes, DeviceLogits.dense(address, shape, bound.scratch))
+
+    @contextmanager
+    def _run(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> Iterator[_Bound]:
+        """One inference, whose mask logits are on the GPU alone."""
         expected = (len(frames_BTHWC), 2)
         if sizes_B2.shape != expected:
             raise MsstsError(f"sizes are {list(sizes_B2.shape)}; expected {list(expected)}, one for each clip")
@@ -93,22 +119,18 @@ class TensorRtRunner(Runner):
                 bound = self._bind(tuple(frames_BTHWC.shape))
                 for name, values in feeds.items():
                     np.copyto(bound.host[name], values)
-                self._run(bound)
+                if bound.graph is not None:
+                    self._cuda.launch(bound.graph)
+                    self._cuda.synchronize()
+                else:
+                    self._enqueue(bound)
+                    self._cuda.synchronize()
+                    if not self._no_graphs:  # after a first run, in which TensorRT still sets things up
+                        bound.graph = self._record(bound)
+                yield bound
             except CudaError as error:
                 shape = list(frames_BTHWC.shape)
                 raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {error}") from None
-            return EngineOutput(*(bound.host[spec.name].copy() for spec in contract.ENGINE_OUTPUTS))
-
-    def _run(self, bound: _Bound) -> None:
-        """One inference, from page-locked memory to page-locked memory."""
-        if bound.graph is not None:
-            self._cuda.launch(bound.graph)
-            self._cuda.synchronize()
-            return
-        self._enqueue(bound)
-        self._cuda.synchronize()
-        if not self._no_graphs:  # after a first run, in which TensorRT still sets things up
-            bound.graph = self._record(bound)
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
         """The context of an input shape [B, T, H, W, 3], created where it is not kept."""
@@ -130,7 +152,7 @@ class TensorRtRunner(Runner):
         missing = context.infer_shapes()
         if missing:
             raise MsstsError(f"{self._path}: frames {list(shape)} leave shapes open: {', '.join(missing)}")
-        bound = _Bound(context, {}, {})
+        bound = _Bound(context, {}, {}, Scratch(self._cuda))
         try:
             for spec in (*contract.ENGINE_INPUTS, *contract.ENGINE_OUTPUTS):
                 host = self._cuda.pagelocked(tuple(context.get_tensor_shape(spec.name)), spec.dtype)
@@ -153,12 +175,12 @@ class TensorRtRunner(Runner):
             )
 
     def _enqueue(self, bound: _Bound) -> None:
-        """Puts one inference, copies included, into the stream."""
+        """Puts one inference into the stream, with all copies but that of the mask logits."""
         for spec in contract.ENGINE_INPUTS:
             self._cuda.copy_in(bound.device[spec.name], bound.host[spec.name])
         if not bound.context.execute_async_v3(self._cuda.stream):
             raise MsstsError(f"{self._path}: the engine failed: {self._log.last()}")
-        for spec in contract.ENGINE_OUTPUTS:
+        for spec in _SMALL_OUTPUTS:
             self._cuda.copy_out(bound.host[spec.name], bound.device[spec.name])
 
     def _record(self, bound: _Bound) -> Any:
@@ -188,6 +210,7 @@ class TensorRtRunner(Runner):
     def _release(self, bound: _Bound) -> None:
         if bound.graph is not None:
             self._cuda.free_graph(bound.graph)
+        bound.scratch.close()
         for address in bound.device.values():
             self._cuda.free(address)
 

@@ -21,7 +21,8 @@ from mssts.model.checkpoint import Checkpoint, load_checkpoint
 from mssts.model.deployment import PRECISIONS, deployed
 from mssts.model.engine import Engine
 from mssts.ops import why_no_kernel
-from mssts.runners.base import EngineOutput, Runner
+from mssts.runners.base import DeviceOutput, EngineOutput, Runner
+from mssts.runners.device_logits import DeviceLogits, encodes_on_gpu
 
 _TF32 = "tf32"
 
@@ -96,13 +97,34 @@ class TorchRunner(Runner):
         Raises:
             MsstsError: PyTorch failed, as where memory does not suffice; the message holds its reason.
         """
+        with self._named_failures(frames_BTHWC):
+            return EngineOutput(*(output.cpu().numpy() for output in self._outputs(frames_BTHWC, sizes_B2)))
+
+    @contextlib.contextmanager
+    def inference(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> Iterator[EngineOutput | DeviceOutput]:
+        """Runs the engine, see `Runner.inference`."""
+        if self._device.type != "cuda" or not encodes_on_gpu():
+            yield self.infer(frames_BTHWC, sizes_B2)
+            return
+        with torch.cuda.device(self._device):
+            with self._named_failures(frames_BTHWC):
+                *others, logits = self._outputs(frames_BTHWC, sizes_B2)
+                scores, labels, boxes = (output.cpu().numpy() for output in others)
+            stream = torch.cuda.current_stream().cuda_stream
+            yield DeviceOutput(scores, labels, boxes, device_logits(logits, stream))
+
+    def _outputs(self, frames_BTHWC: np.ndarray, sizes_B2: np.ndarray) -> tuple[torch.Tensor, ...]:
         torch.set_num_threads(self._threads)  # each time: another runner of this process may have another number
+        # Copies, as PyTorch takes neither read-only arrays nor reversed ones.
+        frames, sizes = (torch.from_numpy(array.copy("C")).to(self._device) for array in (frames_BTHWC, sizes_B2))
+        with torch.inference_mode(), _tf32(self._device, self._precision == _TF32):
+            outputs: tuple[torch.Tensor, ...] = self._run(frames, sizes)
+            return outputs
+
+    @contextlib.contextmanager
+    def _named_failures(self, frames_BTHWC: np.ndarray) -> Iterator[None]:
         try:
-            # Copies, as PyTorch takes neither read-only arrays nor reversed ones.
-            frames, sizes = (torch.from_numpy(array.copy("C")).to(self._device) for array in (frames_BTHWC, sizes_B2))
-            with torch.inference_mode(), _tf32(self._device, self._precision == _TF32):
-                outputs = self._run(frames, sizes)
-            return EngineOutput(*(output.cpu().numpy() for output in outputs))
+            yield
         except (RuntimeError, MemoryError) as error:
             shape = list(frames_BTHWC.shape)
             raise MsstsError(f"{self._path}: the model failed on frames {shape}: {first_line(error)}") from None
@@ -132,6 +154,29 @@ class TorchRunner(Runner):
     def close(self) -> None:
         """Frees the model."""
         del self._engine, self._run
+
+
+class _Memory:
+    """PyTorch's memory of a GPU, for `DeviceLogits`, which keeps their tensor too."""
+
+    def __init__(self, logits: torch.Tensor, stream: int) -> None:
+        self.stream = stream
+        self._logits = logits
+        self._rooms: dict[str, torch.Tensor] = {}
+
+    def room(self, name: str, size: int) -> int:
+        self._rooms[name] = torch.empty(size, dtype=torch.uint8, device=self._logits.device)
+        return self._rooms[name].data_ptr()
+
+    def read(self, address: int, size: int) -> bytes:
+        found = next(room for room in self._rooms.values() if room.data_ptr() == address)
+        return found[:size].cpu().numpy().tobytes()
+
+
+def device_logits(logits: torch.Tensor, stream: int) -> DeviceLogits:
+    """A tensor of mask logits [B, K, T, h, w], to be encoded where it is."""
+    dense = logits.float().contiguous()
+    return DeviceLogits.dense(dense.data_ptr(), dense.shape, _Memory(dense, stream))
 
 
 @contextlib.contextmanager

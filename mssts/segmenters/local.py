@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mssts.contract import LIMITS, Limits
 from mssts.errors import MsstsError
 from mssts.manifest import Manifest
 from mssts.runners import load_engine
-from mssts.runners.base import EngineOutput
+from mssts.runners.base import DeviceOutput, EngineOutput
 from mssts.segmenters.as_released import mask_extent, released_input
 from mssts.segmenters.base import Instances, Segmenter
 from mssts.segmenters.postprocessing import to_instances
@@ -109,7 +109,7 @@ class LocalSegmenter(Segmenter):
 
     def segment(self, frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float = 0.0) -> Instances:
         """Finds the instances of a clip, see `Segmenter.segment`."""
-        return self._encode(self._infer(self._decode(frames_THWC)), score_threshold)
+        return self._encode(self._infer(self._decode(frames_THWC), score_threshold), score_threshold)
 
     def segment_many(
         self, clips: Iterable[np.ndarray | Sequence[bytes]], score_threshold: float = 0.0
@@ -124,7 +124,7 @@ class LocalSegmenter(Segmenter):
         try:
             for clip in clips:
                 decoded = decode.submit(self._decode, clip)
-                inferred = engine.submit(_after, decoded, self._infer)
+                inferred = engine.submit(_after, decoded, self._infer, score_threshold)
                 in_flight.append(encode.submit(_after, inferred, self._encode, score_threshold))
                 if len(in_flight) > _IN_FLIGHT:
                     yield in_flight.popleft().result()
@@ -145,15 +145,26 @@ class LocalSegmenter(Segmenter):
             height, width = frames_THWC.shape[1:3]
             return _Decoded(frames_BTHWC, sizes_B2, (height, width))
 
-    def _infer(self, decoded: _Decoded) -> _Inferred:
-        with self._timed("engine"):
-            output = self._runner.infer(decoded.frames_BTHWC, decoded.sizes_B2)
+    def _infer(self, decoded: _Decoded, score_threshold: float) -> _Inferred | Instances:
+        """The engine's output, or the instances where it is on the GPU."""
+        with ExitStack() as held:
+            with self._timed("engine"):
+                output = held.enter_context(self._runner.inference(decoded.frames_BTHWC, decoded.sizes_B2))
+            if isinstance(output, DeviceOutput):
+                return self._instances(output, decoded.sizes_B2, decoded.size, score_threshold)
             return _Inferred(output, decoded.sizes_B2, decoded.size)
 
-    def _encode(self, inferred: _Inferred, score_threshold: float) -> Instances:
+    def _encode(self, inferred: _Inferred | Instances, score_threshold: float) -> Instances:
+        if isinstance(inferred, Instances):
+            return inferred
+        return self._instances(inferred.output, inferred.sizes_B2, inferred.size, score_threshold)
+
+    def _instances(
+        self, output: EngineOutput | DeviceOutput, sizes_B2: np.ndarray, size: tuple[int, int], score_threshold: float
+    ) -> Instances:
         with self._timed("postprocess"):
-            masked_B2 = mask_extent(inferred.sizes_B2) if self._as_released else inferred.sizes_B2
-            found = to_instances(inferred.output, masked_B2, inferred.size, score_threshold)
+            masked_B2 = mask_extent(sizes_B2) if self._as_released else sizes_B2
+            found = to_instances(output, masked_B2, size, score_threshold)
             return replace(found, categories=self._manifest.categories)
 
     def close(self) -> None:

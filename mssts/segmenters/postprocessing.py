@@ -11,14 +11,14 @@ from __future__ import annotations
 import numpy as np
 
 from mssts import masks
-from mssts.runners.base import EngineOutput
+from mssts.runners.base import DeviceOutput, EngineOutput
 from mssts.segmenters.base import Instances
 
 _STRIDE = 4  # pixels of the engine's frame to one of its masks
 
 
 def to_instances(
-    output: EngineOutput,
+    output: EngineOutput | DeviceOutput,
     sizes_B2: np.ndarray,
     original_size: tuple[int, int],
     score_threshold: float = 0.0,
@@ -30,6 +30,8 @@ def to_instances(
     of the frame counts; beyond its outermost logits it continues with their value, as in
     `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`. Boxes are clipped to the frame.
 
+    Logits that are on a GPU are encoded there, to the same bytes.
+
     Args:
         output: what a runner returned.
         sizes_B2: the valid sizes (height, width) it was given.
@@ -40,12 +42,11 @@ def to_instances(
     kept = np.flatnonzero(output.scores[clip] >= score_threshold)
     height, width = original_size
     valid_height, valid_width = (int(side) for side in sizes_B2[clip])
-    rows = _Sampling(height, valid_height)
-    columns = _Sampling(width, valid_width)
-    rles = tuple(
-        tuple(_encode(logits_hw[: rows.logits, : columns.logits], rows, columns) for logits_hw in logits_Thw)
-        for logits_Thw in output.mask_logits[clip][kept]
-    )
+    if isinstance(output, DeviceOutput):
+        valid = (valid_height, valid_width)
+        rles = output.mask_logits.encode(clip, kept.tolist(), valid, original_size, _STRIDE)
+    else:
+        rles = encode_masks(output.mask_logits[clip][kept], (valid_height, valid_width), original_size)
     cx, cy, w, h = np.moveaxis(output.boxes[clip][kept].astype(np.float32), -1, 0)
     corners = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=-1)
     scale = np.array([width, height, width, height], np.float32)
@@ -55,6 +56,23 @@ def to_instances(
         boxes=np.clip(corners, 0, 1) * scale,
         rles=rles,
         size=(height, width),
+    )
+
+
+def encode_masks(
+    logits_KThw: np.ndarray, valid: tuple[int, int], size: tuple[int, int]
+) -> tuple[tuple[bytes | None, ...], ...]:
+    """Masks of a frame's size as COCO run-length strings, None where one has no pixel.
+
+    Args:
+        logits_KThw: mask logits of K instances in T frames, float32.
+        valid: height and width of the valid part of the engine's frame.
+        size: height and width of the frame.
+    """
+    rows, columns = (_Sampling(pixels, side) for pixels, side in zip(size, valid, strict=True))
+    return tuple(
+        tuple(_encode(logits_hw[: rows.logits, : columns.logits], rows, columns) for logits_hw in logits_Thw)
+        for logits_Thw in logits_KThw
     )
 
 

@@ -5,6 +5,7 @@
 #include "common/validate.h"
 #include "deform_attn.h"
 #include "launch.h"
+#include "mask_rle.h"
 #include "mssts/kernels.h"
 #include "temporal_attn.h"
 
@@ -90,6 +91,17 @@ int mssts_cuda_temporal_attn_backward(const mssts_temporal_attn* call, void* str
   if (status != MSSTS_OK) return status;
   const mssts_status launched = mssts::launch_temporal_backward(*call, static_cast<cudaStream_t>(stream));
   return launched == MSSTS_OK ? mssts::check_launch("the backward of temporal attention") : launched;
+}
+
+int mssts_cuda_mask_rle(const mssts_mask_rle* call, void* stream) {
+  mssts::clear_error();
+  const mssts_status status = mssts::validate_mask_rle(call, true);
+  return status == MSSTS_OK ? mssts::launch_mask_rle(*call, static_cast<cudaStream_t>(stream)) : status;
+}
+
+int64_t mssts_cuda_mask_rle_workspace(const mssts_mask_rle* call) {
+  mssts::clear_error();
+  return mssts::validate_mask_rle(call, false) == MSSTS_OK ? mssts::mask_rle_workspace(*call) : -1;
 }
 
 const char* mssts_cuda_build(void) { return MSSTS_CUDA_BUILD; }

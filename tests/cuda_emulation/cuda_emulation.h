@@ -189,6 +189,7 @@ MSSTS_EMULATED_ATOMIC(atomicAdd, old + operand)
 MSSTS_EMULATED_ATOMIC(atomicMax, old < operand ? operand : old)
 MSSTS_EMULATED_ATOMIC(atomicMin, operand < old ? operand : old)
 MSSTS_EMULATED_ATOMIC(atomicOr, old | operand)
+MSSTS_EMULATED_ATOMIC(atomicXor, old ^ operand)
 MSSTS_EMULATED_ATOMIC(atomicExch, operand)
 #undef MSSTS_EMULATED_ATOMIC
 template <typename T>
@@ -243,6 +244,10 @@ inline float __fmul_rn(float x, float y) { return x * y; }
 inline float __fadd_rn(float x, float y) { return x + y; }
 inline float __fsub_rn(float x, float y) { return x - y; }
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+inline double __dmul_rn(double x, double y) { return x * y; }
+inline double __dadd_rn(double x, double y) { return x + y; }
+inline double __dsub_rn(double x, double y) { return x - y; }
+inline double __ddiv_rn(double x, double y) { return x / y; }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 

@@ -48,10 +48,10 @@ def test_the_next_clip_is_decoded_while_the_engine_runs(local, monkeypatch):
         at["decode"] += 1
         return found
 
-    def infer_after_the_next(before):
+    def infer_after_the_next(*before):
         at["engine"] += 1
         assert at["engine"] == 3 or decoded[at["engine"]].wait(10)
-        return infer(before)
+        return infer(*before)
 
     monkeypatch.setattr(local, "_decode", decode_and_tell)
     monkeypatch.setattr(local, "_infer", infer_after_the_next)

@@ -51,7 +51,9 @@ class Gpu:
         """The address of new memory, 0 if there is none left."""
         if not self.has_memory:
             return 0
-        buffer = ctypes.create_string_buffer(size)
+        whole = ctypes.create_string_buffer(size + 255)
+        start = -ctypes.addressof(whole) % 256  # as cudaMalloc's
+        buffer = (ctypes.c_char * size).from_buffer(whole, start)
         self.memory[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)
 

@@ -103,6 +103,32 @@ typedef struct mssts_temporal_attn {
   void* grad_value;     /* [B, U, S, C] dense */
 } mssts_temporal_attn;
 
+/* Masks as COCO's compressed run-length strings, of logits that are brought to the frame on the way: pixel x of a side
+ * of `width` pixels lies at ((2x + 1) * valid_width / (2 * cell * width) - 1/2) of the logits, between the outermost
+ * ones that touch the valid part, and is inside where the bilinear mean of the logits around it, in fp64, is positive.
+ * A mean that is NaN is outside. Runs go down the columns. The strings lie one behind the other in `text`, and ends[i]
+ * is where the i-th mask's ends; a mask without a pixel has none. All of `ends` is right even where `capacity` does not
+ * suffice: masks that end beyond it are left out of `text` whole, and the call is to be made again with a capacity of
+ * the last of `ends`. */
+typedef struct mssts_mask_rle {
+  int64_t instances; /* K; 0 is allowed, as is T = 0 */
+  int64_t frames;    /* T */
+  int32_t rows;      /* of the logits of one mask */
+  int32_t columns;
+  int64_t strides[3];   /* in elements, of (instance, frame, row); the logits of a row are contiguous */
+  int32_t valid_height; /* of the engine's frame, in its pixels; the logits behind it do not count */
+  int32_t valid_width;
+  int32_t cell;   /* pixels of the engine's frame to a logit, along a side */
+  int32_t height; /* of the masks */
+  int32_t width;
+  int32_t reserved;
+  int64_t capacity;    /* of text, in bytes */
+  const float* logits; /* [K, T, rows, columns] */
+  int64_t* ends;       /* [K * T] */
+  char* text;
+  void* workspace; /* as many bytes as mssts_cuda_mask_rle_workspace says; 16-byte aligned */
+} mssts_mask_rle;
+
 /* Who runs the tasks of a CPU kernel. `run` calls task(argument, i) once for each i in [0, tasks), on any of `threads`
  * threads, and returns when all are done. With a NULL executor, or a NULL `run`, the kernel uses the OpenMP runtime
  * that is loaded in the process, if one is (so that it shares PyTorch's threads), and threads of its own if none is;
@@ -136,6 +162,9 @@ MSSTS_API int mssts_cuda_deform_attn_backward(const mssts_deform_attn* call, voi
 MSSTS_API int64_t mssts_cuda_deform_attn_workspace(const mssts_deform_attn* call);
 MSSTS_API int mssts_cuda_temporal_attn_forward(const mssts_temporal_attn* call, void* stream);
 MSSTS_API int mssts_cuda_temporal_attn_backward(const mssts_temporal_attn* call, void* stream);
+MSSTS_API int mssts_cuda_mask_rle(const mssts_mask_rle* call, void* stream);
+/* Bytes of device memory that this call needs; its pointers are not looked at. -1: a call that would fail. */
+MSSTS_API int64_t mssts_cuda_mask_rle_workspace(const mssts_mask_rle* call);
 /* What was built, as in "sm_80 sm_90 ptx_120, CUDA 13.0". */
 MSSTS_API const char* mssts_cuda_build(void);
 /* Number of GPUs these kernels can run on, 0 without a driver; never fails. */
