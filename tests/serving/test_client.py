@@ -18,6 +18,7 @@ from support.toy_engine import write_toy_engine
 import mssts
 from mssts.errors import MsstsError
 from mssts.manifest import FixedShape
+from mssts.segmenters.base import ServerHealth
 from mssts.segmenters.local import LocalSegmenter
 from mssts.segmenters.triton import AsyncTritonSegmenter, ClientOptions, TritonSegmenter
 from mssts.serving.repository import model_repository
@@ -101,6 +102,20 @@ def test_a_machine_that_falls_silent_costs_seconds(
     assert time.monotonic() - start < 30
     for found, clip in zip(results, clips(10), strict=True):
         assert_same(found, local.segment(clip))
+
+
+@needs_server
+def test_health_says_which_servers_answer(server: TritonServer, second: TritonServer) -> None:
+    """A silent one is not waited for: its connection stays open."""
+    with SilentProxy(int(server.grpc_url.rpartition(":")[2])) as proxy:
+        names = [f"127.0.0.1:{proxy.port}", second.grpc_url.removeprefix("grpc://")]
+        with TritonSegmenter(f"grpc://{','.join(names)}") as both:
+            assert both.health() == (ServerHealth(names[0], True), ServerHealth(names[1], True))
+            proxy.freeze()
+            start = time.monotonic()
+            assert both.health() == (ServerHealth(names[0], False), ServerHealth(names[1], True))
+            assert time.monotonic() - start < 10
+        assert not any(each.is_ready for each in both.health())  # closed
 
 
 @needs_server
