@@ -68,7 +68,7 @@ class SetWindows:
 def measure_linking(data: SetWindows, frames: int) -> list[dict[str, Any]]:
     """A row of figures for each way to link, the oracle first."""
     rows = []
-    for name in tqdm(["oracle", *VARIANTS, "optimal assignment"], desc=f"{frames} frames", disable=None):
+    for name in tqdm(["oracle", *VARIANTS, "greedy assignment"], desc=f"{frames} frames", disable=None):
         entries: list[dict[str, Any]] = []
         best: list[dict[str, Any]] = []
         categories = read_ground_truth(data.truth, "truth").categories
@@ -88,12 +88,18 @@ def measure_linking(data: SetWindows, frames: int) -> list[dict[str, Any]]:
     return rows
 
 
-class _OptimalLinker(Linker):
-    """Pairs by the largest sum of qualities."""
+class _GreedyLinker(Linker):
+    """Pairs the best first, then the best of the rest."""
 
     def _pairs(self, quality_KN: np.ndarray) -> list[tuple[int, int]]:
-        rows, columns = linear_sum_assignment(quality_KN, maximize=True)
-        return [(k, n) for k, n in zip(rows.tolist(), columns.tolist(), strict=True) if quality_KN[k, n] > 0]
+        pairs: list[tuple[int, int]] = []
+        quality_KN = quality_KN.copy()
+        while quality_KN.max() > 0:
+            k, n = divmod(int(quality_KN.argmax()), quality_KN.shape[1])
+            pairs.append((k, n))
+            quality_KN[k] = 0
+            quality_KN[:, n] = 0
+        return pairs
 
 
 class _OracleLinker(Linker):
@@ -123,7 +129,7 @@ def _linker(name: str, data: SetWindows, video: VideoWindows) -> Linker:
     if name == "oracle":
         tracks = read_ground_truth(data.truth, "truth").tracks
         return _OracleLinker([track.rles for track in tracks if track.video_id == video.video_id])
-    return _OptimalLinker() if name == "optimal assignment" else Linker(options=VARIANTS[name])
+    return _GreedyLinker() if name == "greedy assignment" else Linker(options=VARIANTS[name])
 
 
 def windows_of(segmenter: Segmenter, seed: int, videos: int, frames: int, cache: Path | None) -> SetWindows:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from mssts.manifest import Category
 from mssts.prediction.appearance import likeness
@@ -148,7 +149,7 @@ class Linker:
     """Joins the objects of consecutive windows of one video into tracks.
 
     Hypotheses of one object within a window are put together first (`detections`). Then tracks and detections are
-    paired greedily, the best pair first, by the product of
+    paired so that the sum of the square roots of the pairs' qualities is the largest. A quality is the product of
 
     - the overlap over the frames that both windows hold, the mean of the masks' and the boxes' spatio-temporal IoU; or,
       where one of them is not visible in those frames (an object hidden just then, windows that share no frame), a
@@ -257,15 +258,13 @@ class Linker:
         return {n: self._recent[k] for k, n in self._pairs(quality_KN)}
 
     def _pairs(self, quality_KN: np.ndarray) -> list[tuple[int, int]]:
-        """Tracks and detections that go together, the best pair first."""
-        pairs: list[tuple[int, int]] = []
-        quality_KN = quality_KN.copy()
-        while quality_KN.max() > 0:
-            k, n = divmod(int(quality_KN.argmax()), quality_KN.shape[1])
-            pairs.append((k, n))
-            quality_KN[k] = 0
-            quality_KN[:, n] = 0
-        return pairs
+        """Tracks and detections that go together.
+
+        Under the square root, two fair pairs outweigh an excellent and a poor one: an object is seldom lost because
+        another's track fits it a little better.
+        """
+        tracks, found = linear_sum_assignment(np.sqrt(quality_KN), maximize=True)
+        return [(k, n) for k, n in zip(tracks.tolist(), found.tolist(), strict=True) if quality_KN[k, n] > 0]
 
     def _overlap(self, start: int, objects: Sequence[Detection], size: tuple[int, int]) -> np.ndarray:
         """How well places agree, float64 [K, N], see the class."""

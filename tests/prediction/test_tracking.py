@@ -166,6 +166,15 @@ def test_the_better_of_two_hypotheses_continues_the_better() -> None:
     assert worst.score == pytest.approx((5 * 0.2 + 4 * 0.1) / 9)
 
 
+def test_no_object_is_lost_to_a_neighbour_that_fits_its_masks_better() -> None:
+    """The later window sees the left one nearer to where the right one was."""
+    linker = Linker()
+    linker.add(0, 5, found(0, 5, [(0, 0.9, [square(10)] * 5), (0, 0.8, [square(24)] * 5)]))
+    linker.add(4, 5, found(4, 9, [(0, 0.9, [square(19)] * 9), (0, 0.8, [square(33)] * 9)]))
+    left, right = sorted(linker.tracks(), key=lambda track: track.id)
+    assert (left.rles[8], right.rles[8]) == (encode(square(19)), encode(square(33)))
+
+
 def test_hypotheses_of_one_object_are_one_track_of_several_classes() -> None:
     """One query under two classes, and another query with almost the same masks."""
     masks, almost = [square(10)] * 9, [square(11)] * 9
