@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mssts import masks
 from mssts.errors import MsstsError
+from mssts.files import reason
 from mssts.manifest import Category
 from mssts.prediction.exports import COCO_FILE, CocoWriter, MotsWriter, VisibleTrack
 from mssts.prediction.results import RESULTS, write_submission
@@ -67,7 +68,8 @@ class Export(Sink):
             self._write(result)
         except (MsstsError, OSError) as error:
             self._is_broken = True
-            raise MsstsError(f"{error}; {self._path.name} ends before frame {result.frame}") from None
+            cause = f"{self._path}: cannot be written: {reason(error)}" if isinstance(error, OSError) else str(error)
+            raise MsstsError(f"{cause}; it ends before frame {result.frame}") from None
 
     def _write(self, result: FrameResult) -> None:
         size = self._size_of(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -46,9 +47,7 @@ class JsonlFile(Sink):
             raise MsstsError(f"{self._path}: is a folder; expected the name of a file to write")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.is_file() and self._path.stat().st_size:
-                self._rename()
-            self._open()
+            self._rotate()
         except OSError as error:
             raise MsstsError(f"{self._path}: cannot be written: {reason(error)}") from None
 
@@ -88,8 +87,9 @@ class JsonlFile(Sink):
             while written < len(line):
                 written += os.write(self._handle, line[written:])
         except OSError:
-            os.ftruncate(self._handle, self._size)
-            os.lseek(self._handle, self._size, os.SEEK_SET)
+            with contextlib.suppress(OSError):  # a pipe or a device, of which nothing can be taken back
+                os.ftruncate(self._handle, self._size)
+                os.lseek(self._handle, self._size, os.SEEK_SET)
             raise
         self._size += len(line)
 
@@ -98,8 +98,9 @@ class JsonlFile(Sink):
         self._size = 0
 
     def _rotate(self) -> None:
-        if self._handle is not None:
-            self.close()
+        """Begins the file, after renaming what is there, which an attempt before may have failed to do."""
+        self.close()
+        if self._path.is_file() and self._path.stat().st_size:
             self._rename()
         self._open()
 

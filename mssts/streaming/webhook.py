@@ -23,6 +23,19 @@ _END_SECONDS = 5.0  # for what is left when the stream ends
 _AGAIN = frozenset({408, 425, 429})  # besides 5xx, the statuses that may pass
 
 
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """Takes a redirection for a failure.
+
+    Followed, a post would become a GET without the results, with the password, to another host.
+    """
+
+    def redirect_request(self, *_: Any) -> None:
+        """No request instead."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirection)
+
+
 class Webhook(Sink):
     """Posts results as JSON, `{"frames": [a JSONL line's object, …]}`.
 
@@ -146,7 +159,7 @@ class Webhook(Sink):
         """Why a request failed, empty if it did not, and whether another may succeed."""
         request = urllib.request.Request(self._url, body, self._headers, method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+            with _OPENER.open(request, timeout=self._timeout) as answer:
                 answer.read(1 << 16)
             return "", True
         except urllib.error.HTTPError as error:

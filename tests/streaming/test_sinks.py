@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from support.streams import ColourSegmenter, HandSource, picture
+from support.toy_engine import CATEGORIES
 
 from mssts.errors import MsstsError
 from mssts.media.sources import open_source
 from mssts.media.video import Frame
+from mssts.prediction.exports import CocoWriter
+from mssts.streaming.exports import Export
 from mssts.streaming.jsonl import JsonlFile
 from mssts.streaming.options import StreamOptions
 from mssts.streaming.overlay import OverlayVideo
@@ -102,6 +105,50 @@ def test_a_full_disk_is_said_once_and_lines_stay_whole(tmp_path: Path, monkeypat
     assert numbers(path) == [0, 3, 4]
 
 
+def test_a_file_that_cannot_be_renamed_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder on a full disk may have no room for another name."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "tracks.jsonl"
+    sink = JsonlFile(path, 2 * len(result(10).to_line()))
+    sink.open(None)
+    sink.write(result(10))
+    sink.write(result(11))
+    with monkeypatch.context() as limited:
+        limited.setattr(Path, "rename", full)
+        with pytest.raises(MsstsError, match="disk is full"):
+            sink.write(result(12))
+        sink.write(result(13))
+        assert numbers(path) == [10, 11]
+    with pytest.raises(MsstsError, match="again from frame 14 on, 2 lines were left out"):
+        sink.write(result(14))
+    sink.close()
+    assert (numbers(tmp_path / "tracks.1.jsonl"), numbers(path)) == ([10, 11], [14])
+
+
+def test_a_full_disk_is_named_under_what_cannot_be_cut_as_well() -> None:
+    sink = JsonlFile(Path("/dev/full"), 10_000)
+    sink.open(None)
+    with pytest.raises(MsstsError, match="/dev/full: cannot be written: the disk is full"):
+        sink.write(result(0))
+    sink.close()
+
+
+def test_a_full_disk_under_an_export_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    sink = Export(tmp_path, "coco", CATEGORIES, "scene")
+    sink.open(None)
+    monkeypatch.setattr(CocoWriter, "add", full)
+    with pytest.raises(MsstsError, match=r"coco\.json: cannot be written: the disk is full.*; it ends before frame 3"):
+        sink.write(result(3, image=True))
+    sink.write(result(4, image=True))
+    sink.close()
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_the_stream(tmp_path: Path) -> None:
     with pytest.raises(MsstsError, match="is a folder"):
         JsonlFile(tmp_path, 10).open(None)
@@ -122,6 +169,7 @@ class Receiver:
     def __init__(self) -> None:
         self.answers = [200]
         self.delay = 0.0
+        self.location = ""
         self.posts: list[tuple[dict[str, str], list[int]]] = []
         receiver = self
 
@@ -133,6 +181,7 @@ class Receiver:
                 if status < 300:
                     receiver.posts.append((dict(self.headers), [frame["frame"] for frame in content["frames"]]))
                 self.send_response(status)
+                self.send_header("Location", receiver.location)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -215,6 +264,31 @@ def test_a_refusal_is_said_once_and_not_tried_again(receiver: Receiver) -> None:
         sink.close()
     (line,) = said
     assert "answers 401" in line and "secret" not in line and "hidden" not in line
+
+
+def test_a_redirection_is_a_refusal(receiver: Receiver) -> None:
+    """Followed, a post becomes a question without results, and takes the password to another host."""
+    asked = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as other:
+        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
+        receiver.answers, receiver.location = [302], f"http://127.0.0.1:{other.server_port}/"
+        sink = Webhook(receiver.url, seconds=0)
+        sink.open(None)
+        sink.write(result(0))
+        with pytest.raises(MsstsError, match="1 frames were not posted"):
+            sink.close()
+        other.shutdown()
+    assert asked == []
 
 
 @pytest.mark.parametrize("url", ["ftp://a/b", "http://", "nonsense", "http://[::1"])
