@@ -127,6 +127,8 @@ def public_name(url: str) -> str:
         return url
     scheme, _, rest = url.partition("://")
     address, slash, path = rest.partition("/")
+    if "@" in path:  # of a password with a slash in it, perhaps
+        return f"{scheme}://…"
     host = address.rpartition("@")[2].partition("?")[0]
     path = re.split(r"[?#]", path)[0]
     # Some cameras take credentials in the path, as /user=admin&password=…
