@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Iterator
@@ -139,6 +140,8 @@ def _sinks(arguments: argparse.Namespace, source: StreamSource, segmenter: Segme
     if jsonl == "-":
         sinks.append(JsonlOutput())
     elif jsonl is not None:
+        if not 0 < arguments.jsonl_size < math.inf:
+            raise MsstsError(f"--jsonl-size {arguments.jsonl_size:g}: expected a number of megabytes above 0")
         sinks.append(JsonlFile(Path(jsonl), round(arguments.jsonl_size * _MEGABYTE), arguments.jsonl_keep))
     if arguments.overlay is not None:
         from mssts.streaming.overlay import OverlayVideo

@@ -84,6 +84,7 @@ def test_the_formats_hold_what_the_lines_hold(engine: Path, video: Path, tmp_pat
         (["{video}", "--jsonl", "{folder}"], "is a folder"),
         (["{video}", "--overlay", "x.avi"], "ends with .mp4"),
         (["{video}", "--timeout", "0"], "above 0 s"),
+        (["{video}", "--jsonl", "{folder}/x.jsonl", "--jsonl-size", "nan"], "--jsonl-size nan: expected a number"),
     ],
 )
 def test_bad_input_is_one_line(
