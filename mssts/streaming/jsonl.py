@@ -98,8 +98,7 @@ class JsonlFile(Sink):
         self._size = 0
 
     def _rotate(self) -> None:
-        """Begins the file, after renaming what is there, which an attempt before may have failed to do."""
-        self.close()
+        self.close()  # an attempt before may have closed it, and failed to rename it
         if self._path.is_file() and self._path.stat().st_size:
             self._rename()
         self._open()

@@ -267,7 +267,7 @@ def test_a_refusal_is_said_once_and_not_tried_again(receiver: Receiver) -> None:
 
 
 def test_a_redirection_is_a_refusal(receiver: Receiver) -> None:
-    """Followed, a post becomes a question without results, and takes the password to another host."""
+    """Followed, a post loses its results and takes the password to another host."""
     asked = []
 
     class Elsewhere(http.server.BaseHTTPRequestHandler):
