@@ -60,6 +60,11 @@ class Runner(Protocol):
         """
         yield self.infer(frames_BTHWC, sizes_B2)
 
+    @property
+    def in_flight(self) -> int:
+        """Clips that it works on at once if several threads call it. Others wait."""
+        return 1
+
     def warm(self, shape: FixedShape) -> float:
         """Runs black frames of a shape once, and returns the seconds that it took.
 

@@ -1,4 +1,4 @@
-"""CUDA for the TensorRT runner: memory, one stream, graphs.
+"""CUDA for the TensorRT runner: memory, streams, graphs.
 
 `open_cuda` takes cuda-python (its module `cuda.bindings.runtime`) where that is installed, and pycuda otherwise. One
 of the two is enough. pycuda has no CUDA graphs.
@@ -35,6 +35,7 @@ class Cuda(ABC):
 
     name: str
     has_graphs: bool
+    many_threads: bool  # whether several of these may be in use at once, each on a thread of its own
 
     @abstractmethod
     def current(self) -> Any:
@@ -111,6 +112,7 @@ class _CudaPython(Cuda):
 
     name = "cuda-python"
     has_graphs = True
+    many_threads = True
 
     def __init__(self, api: Any) -> None:
         self._api = api
@@ -187,6 +189,7 @@ class _PyCuda(Cuda):
 
     name = "pycuda"
     has_graphs = False
+    many_threads = False  # its contexts keep track of the one thread that they are active on
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver

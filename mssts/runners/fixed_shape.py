@@ -58,6 +58,16 @@ class FixedShapeRunner(Runner):
         with self._runner.inference(*pad_to_shape(frames_BTHWC, sizes_B2, self._shape)) as output:
             yield _cut(output, frames_BTHWC)
 
+    def warm(self, shape: FixedShape) -> float:
+        """Runs black frames of the engine's own shape, see `Runner.warm`."""
+        self._check(np.broadcast_to(np.uint8(0), (shape.clips, shape.frames, shape.height, shape.width, 3)))
+        return self._runner.warm(self._shape)
+
+    @property
+    def in_flight(self) -> int:
+        """Clips that the runner works on at once."""
+        return self._runner.in_flight
+
     def _check(self, frames_BTHWC: np.ndarray) -> None:
         _, frames, height, width, _ = frames_BTHWC.shape
         shape = self._shape

@@ -6,8 +6,7 @@ It was not run on a GPU yet: its tests drive it with a stand-in for TensorRT and
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,23 +18,24 @@ import numpy as np
 from mssts import contract
 from mssts.artefact import Artefact
 from mssts.errors import MsstsError
+from mssts.manifest import FixedShape
 from mssts.runners.base import DeviceOutput, EngineOutput, Runner
-from mssts.runners.cuda import CudaError, Scratch, open_cuda
+from mssts.runners.context_pool import ContextPool, MemoryShort
+from mssts.runners.cuda import Cuda, CudaError, Scratch, open_cuda
 from mssts.runners.device_logits import DeviceLogits, encodes_on_gpu
 from mssts.runners.tensorrt_library import deserialised, first_gpu, message_log, tensorrt_module
 
 _LOG = logging.getLogger(__name__)
-# Shapes whose buffers and CUDA graph are kept; each holds the activations of a clip.
-_KEPT_SHAPES = 2
 # Most of the output, which is encoded on the GPU or copied after the rest.
 _MASKS = contract.MASK_LOGITS
 _SMALL_OUTPUTS = tuple(spec for spec in contract.ENGINE_OUTPUTS if spec is not _MASKS)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Bound:
-    """Execution context, buffers and CUDA graph for one input shape."""
+    """Execution context, stream, buffers and CUDA graph for one input shape."""
 
+    cuda: Cuda
     context: Any
     host: dict[str, np.ndarray]  # page-locked
     device: dict[str, int]  # addresses
@@ -44,7 +44,9 @@ class _Bound:
 
 
 class TensorRtRunner(Runner):
-    """A loaded plan. Threads may share it and take turns.
+    """A loaded plan, which threads may share.
+
+    Two clips run at once, each in a context of its own, and others wait.
 
     Args:
         plan: as `Artefact.open` takes it; its manifest lies beside it.
@@ -63,13 +65,12 @@ class TensorRtRunner(Runner):
             raise MsstsError(f"{self._path}: its manifest does not say how it was built; build it again")
         self._trt = tensorrt_module(built["target"])
         _check_machine(self._path, built, self._trt)
-        self._lock = threading.Lock()
-        self._bound: OrderedDict[tuple[int, ...], _Bound] = OrderedDict()
         self._log = message_log(self._trt)
         try:
             self._cuda = open_cuda()
         except MsstsError as error:
             raise MsstsError(f"{self._path}: {error}") from None
+        self._contexts = ContextPool(str(self._path), self._bind, self._release, 2 if self._cuda.many_threads else 1)
         # Empty where graphs are used.
         self._no_graphs = "" if cuda_graphs else "switched off"
         if cuda_graphs and not self._cuda.has_graphs:
@@ -92,8 +93,8 @@ class TensorRtRunner(Runner):
             MsstsError: the shape is outside the plan's profile, or TensorRT failed; the message holds its reason.
         """
         with self._run(frames_BTHWC, sizes_B2) as bound:
-            self._cuda.copy_out(bound.host[_MASKS.name], bound.device[_MASKS.name])
-            self._cuda.synchronize()
+            bound.cuda.copy_out(bound.host[_MASKS.name], bound.device[_MASKS.name])
+            bound.cuda.synchronize()
             return EngineOutput(*(bound.host[spec.name].copy() for spec in contract.ENGINE_OUTPUTS))
 
     @contextmanager
@@ -114,56 +115,64 @@ class TensorRtRunner(Runner):
         if sizes_B2.shape != expected:
             raise MsstsError(f"sizes are {list(sizes_B2.shape)}; expected {list(expected)}, one for each clip")
         feeds = {contract.FRAMES.name: frames_BTHWC, contract.SIZES.name: sizes_B2}
-        with self._lock, self._cuda.current():
-            try:
-                bound = self._bind(tuple(frames_BTHWC.shape))
+        shape = tuple(frames_BTHWC.shape)
+        try:
+            with self._contexts.hold(shape) as bound, self._cuda.current():
                 for name, values in feeds.items():
                     np.copyto(bound.host[name], values)
                 if bound.graph is not None:
-                    self._cuda.launch(bound.graph)
-                    self._cuda.synchronize()
+                    bound.cuda.launch(bound.graph)
+                    bound.cuda.synchronize()
                 else:
                     self._enqueue(bound)
-                    self._cuda.synchronize()
+                    bound.cuda.synchronize()
                     if not self._no_graphs:  # after a first run, in which TensorRT still sets things up
                         bound.graph = self._record(bound)
                 yield bound
-            except CudaError as error:
-                shape = list(frames_BTHWC.shape)
-                raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {error}") from None
+        except CudaError as error:
+            raise MsstsError(f"{self._path}: the engine failed on frames {list(shape)}: {error}") from None
+
+    def warm(self, shape: FixedShape) -> float:
+        """Runs black frames of a shape in each context, see `Runner.warm`."""
+        start = time.perf_counter()
+        self._contexts.fill((shape.clips, shape.frames, shape.height, shape.width, 3))
+        for _ in range(self.in_flight):  # they are used in turn
+            super().warm(shape)
+        return time.perf_counter() - start
+
+    @property
+    def in_flight(self) -> int:
+        """Clips that it works on at once, see `Runner.in_flight`."""
+        return self._contexts.at_once
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
-        """The context of an input shape [B, T, H, W, 3], created where it is not kept."""
-        if shape in self._bound:
-            self._bound.move_to_end(shape)
-            return self._bound[shape]
+        """A context for an input shape [B, T, H, W, 3], with all that it needs."""
         self._check_shape(shape)
-        while len(self._bound) >= _KEPT_SHAPES:
-            self._release(self._bound.popitem(last=False)[1])
-        # A recorded graph holds on to its context's memory: hence one context for each.
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise MsstsError(
-                f"{self._path}: the GPU's memory does not suffice for frames {list(shape)} ({self._log.last()})"
-            )
-        for name, size in ((contract.FRAMES.name, shape), (contract.SIZES.name, (shape[0], 2))):
-            if not context.set_input_shape(name, size):
-                raise MsstsError(f"{self._path}: TensorRT refuses {name} {list(size)}: {self._log.last()}")
-        missing = context.infer_shapes()
-        if missing:
-            raise MsstsError(f"{self._path}: frames {list(shape)} leave shapes open: {', '.join(missing)}")
-        bound = _Bound(context, {}, {}, Scratch(self._cuda))
-        try:
-            for spec in (*contract.ENGINE_INPUTS, *contract.ENGINE_OUTPUTS):
-                host = self._cuda.pagelocked(tuple(context.get_tensor_shape(spec.name)), spec.dtype)
-                bound.host[spec.name], bound.device[spec.name] = host, self._cuda.allocate(max(host.nbytes, 1))
-                if not context.set_tensor_address(spec.name, bound.device[spec.name]):
-                    raise MsstsError(f"{self._path}: TensorRT refuses memory for {spec.name}: {self._log.last()}")
-        except MsstsError:
-            self._release(bound)
-            raise
-        self._bound[shape] = bound
-        return bound
+        with self._cuda.current():
+            # A recorded graph holds on to its context's memory: hence one context for each.
+            context = self._engine.create_execution_context()
+            if context is None:
+                raise MemoryShort(
+                    f"{self._path}: the GPU's memory does not suffice for frames {list(shape)} ({self._log.last()})"
+                )
+            for name, size in ((contract.FRAMES.name, shape), (contract.SIZES.name, (shape[0], 2))):
+                if not context.set_input_shape(name, size):
+                    raise MsstsError(f"{self._path}: TensorRT refuses {name} {list(size)}: {self._log.last()}")
+            missing = context.infer_shapes()
+            if missing:
+                raise MsstsError(f"{self._path}: frames {list(shape)} leave shapes open: {', '.join(missing)}")
+            cuda = open_cuda()
+            bound = _Bound(cuda, context, {}, {}, Scratch(cuda))
+            try:
+                for spec in (*contract.ENGINE_INPUTS, *contract.ENGINE_OUTPUTS):
+                    host = cuda.pagelocked(tuple(context.get_tensor_shape(spec.name)), spec.dtype)
+                    bound.host[spec.name], bound.device[spec.name] = host, cuda.allocate(max(host.nbytes, 1))
+                    if not context.set_tensor_address(spec.name, bound.device[spec.name]):
+                        raise MsstsError(f"{self._path}: TensorRT refuses memory for {spec.name}: {self._log.last()}")
+            except MsstsError:
+                self._release(bound)
+                raise
+            return bound
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         least, _, most = self._engine.get_tensor_profile_shape(contract.FRAMES.name, 0)
@@ -177,11 +186,11 @@ class TensorRtRunner(Runner):
     def _enqueue(self, bound: _Bound) -> None:
         """Puts one inference into the stream, with all copies but that of the mask logits."""
         for spec in contract.ENGINE_INPUTS:
-            self._cuda.copy_in(bound.device[spec.name], bound.host[spec.name])
-        if not bound.context.execute_async_v3(self._cuda.stream):
+            bound.cuda.copy_in(bound.device[spec.name], bound.host[spec.name])
+        if not bound.context.execute_async_v3(bound.cuda.stream):
             raise MsstsError(f"{self._path}: the engine failed: {self._log.last()}")
         for spec in _SMALL_OUTPUTS:
-            self._cuda.copy_out(bound.host[spec.name], bound.device[spec.name])
+            bound.cuda.copy_out(bound.host[spec.name], bound.device[spec.name])
 
     def _record(self, bound: _Bound) -> Any:
         """One inference as a CUDA graph, None where it cannot be recorded.
@@ -190,29 +199,31 @@ class TensorRtRunner(Runner):
         """
         reason, graph = "", None
         try:
-            self._cuda.begin_capture()
+            bound.cuda.begin_capture()
             try:
                 self._enqueue(bound)
             except MsstsError as error:
                 reason = str(error)
             # Always ended, or the stream would stay in capture.
-            graph = self._cuda.end_capture()
+            graph = bound.cuda.end_capture()
         except CudaError as error:
             reason = reason or str(error)  # TensorRT's says more than "the capture was invalidated"
         if not reason:
             return graph
         if graph is not None:
-            self._cuda.free_graph(graph)
+            bound.cuda.free_graph(graph)
         self._no_graphs = reason
         _LOG.warning("%s: runs without CUDA graphs, which it could not record (%s)", self._path, reason)
         return None
 
     def _release(self, bound: _Bound) -> None:
-        if bound.graph is not None:
-            self._cuda.free_graph(bound.graph)
-        bound.scratch.close()
-        for address in bound.device.values():
-            self._cuda.free(address)
+        with self._cuda.current():
+            if bound.graph is not None:
+                bound.cuda.free_graph(bound.graph)
+            bound.scratch.close()
+            for address in bound.device.values():
+                bound.cuda.free(address)
+            bound.cuda.close()
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, precision and active kernels.
@@ -232,13 +243,13 @@ class TensorRtRunner(Runner):
             "cuda": self._cuda.name,
             "cuda_graphs": not self._no_graphs,
             "cuda_graphs_reason": self._no_graphs,
+            "in_flight": self.in_flight,
         }
 
     def close(self) -> None:
         """Frees the plan and its memory."""
-        with self._lock, self._cuda.current():
-            while self._bound:
-                self._release(self._bound.popitem()[1])
+        with self._cuda.current():
+            self._contexts.close()
             del self._engine, self._runtime
             self._cuda.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,10 +31,6 @@ from mssts.segmenters.preprocessing import decode_frames, engine_input
 _LIMITS = replace(
     LIMITS, frames=sys.maxsize, total_pixels=sys.maxsize, encoded_bytes=sys.maxsize, decode_seconds=math.inf
 )
-
-
-# Clips of `segment_many` beside the one whose result is awaited: one in each other stage.
-_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ class LocalSegmenter(Segmenter):
                 "--shape, or pass the checkpoint"
             )
         self._seconds = {"decode": 0.0, "engine": 0.0, "postprocess": 0.0}
+        self._adding = threading.Lock()
 
     @property
     def manifest(self) -> Manifest:
@@ -99,12 +97,20 @@ class LocalSegmenter(Segmenter):
         """A server's limits for a frame. A clip is bounded by memory alone."""
         return _LIMITS
 
+    @property
+    def in_flight(self) -> int:
+        """Clips that the engine runs at once."""
+        return self._runner.in_flight
+
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, precision and active kernels."""
         return {**self._runner.describe(), **({"as_released": True} if self._as_released else {})}
 
     def stage_seconds(self) -> dict[str, float]:
-        """Seconds in `decode` (decoding and resizing), `engine` and `postprocess`."""
+        """Seconds in `decode` (decoding and resizing), `engine` and `postprocess`.
+
+        Those of clips that ran at once are added up.
+        """
         return dict(self._seconds)
 
     def segment(self, frames_THWC: np.ndarray | Sequence[bytes], score_threshold: float = 0.0) -> Instances:
@@ -116,9 +122,12 @@ class LocalSegmenter(Segmenter):
     ) -> Iterator[Instances]:
         """Finds the instances of each clip, see `Segmenter.segment_many`.
 
-        While the engine runs one clip, the next is decoded and the masks of the one before are encoded.
+        While the engine runs one clip, or two where it can, the next is decoded and the masks of the one before are
+        encoded.
         """
-        stages = [ThreadPoolExecutor(1, name) for name in ("decode", "engine", "encode")]
+        in_engine = self._runner.in_flight
+        counts = {"decode": 1, "engine": in_engine, "encode": 1}
+        stages = [ThreadPoolExecutor(count, name) for name, count in counts.items()]
         decode, engine, encode = stages
         in_flight: deque[Future[Instances]] = deque()
         try:
@@ -126,7 +135,7 @@ class LocalSegmenter(Segmenter):
                 decoded = decode.submit(self._decode, clip)
                 inferred = engine.submit(_after, decoded, self._infer, score_threshold)
                 in_flight.append(encode.submit(_after, inferred, self._encode, score_threshold))
-                if len(in_flight) > _IN_FLIGHT:
+                if len(in_flight) > 1 + in_engine:  # beside the one that is awaited, one in each other place
                     yield in_flight.popleft().result()
             while in_flight:
                 yield in_flight.popleft().result()
@@ -175,4 +184,5 @@ class LocalSegmenter(Segmenter):
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._seconds[stage] += time.perf_counter() - start
+        with self._adding:
+            self._seconds[stage] += time.perf_counter() - start

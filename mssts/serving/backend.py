@@ -6,8 +6,11 @@ Runs inside Triton's Python backend.
 from __future__ import annotations
 
 import json
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,24 +110,80 @@ def answer(requests: Iterable[Any], model: Callable[[Tensors], Tensors]) -> list
     """
     import triton_python_backend_utils as pb_utils  # exists only inside the backend
 
-    responses = []
-    for request in requests:
-        if request.request_id() == CANARY:
-            responses.append(pb_utils.InferenceResponse(output_tensors=[]))
-            continue
+    return [
+        pb_utils.InferenceResponse(output_tensors=[])
+        if request.request_id() == CANARY
+        else _response(pb_utils, partial(_computed, request, model))
+        for request in requests
+    ]
+
+
+def _inputs(request: Any) -> dict[str, np.ndarray]:
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def _computed(request: Any, model: Callable[[Tensors], Tensors]) -> Tensors:
+    return model(_inputs(request))
+
+
+def _response(pb_utils: Any, compute: Callable[[], Tensors]) -> Any:
+    try:
+        outputs = [pb_utils.Tensor(name, array) for name, array in compute().items()]
+        return pb_utils.InferenceResponse(output_tensors=outputs)
+    except Refused as error:
+        return _refusal(pb_utils, str(error), pb_utils.TritonError.UNAVAILABLE)
+    except MsstsError as error:
+        return _refusal(pb_utils, str(error), pb_utils.TritonError.INVALID_ARG)
+    except Exception as error:
+        pb_utils.Logger.log_error(traceback.format_exc())
+        message = f"internal error ({type(error).__name__}: {error}); the server's log has the details"
+        return _refusal(pb_utils, message, pb_utils.TritonError.INTERNAL)
+
+
+class Answering:
+    """Answers several requests at once, each on a thread of its own.
+
+    Triton hands over the next request when `execute` returns: as soon as a thread is free.
+
+    Args:
+        count: of threads.
+        model: as `answer` takes it.
+    """
+
+    def __init__(self, count: int, model: Callable[[Tensors], Tensors]) -> None:
+        self._pool, self._model = ThreadPoolExecutor(count, "mssts-answer"), model
+        self._free = threading.Semaphore(count)
+
+    def start(self, requests: Iterable[Any]) -> None:
+        """Begins on requests, whose responses are sent from the threads."""
+        import triton_python_backend_utils as pb_utils
+
+        for request in requests:
+            sender = request.get_response_sender()
+            if request.request_id() == CANARY:
+                _send(pb_utils, sender, pb_utils.InferenceResponse(output_tensors=[]))
+                continue
+            inputs = {name: array.copy() for name, array in _inputs(request).items()}  # Triton's end with `execute`
+            self._free.acquire()
+            self._pool.submit(self._answer, pb_utils, sender, inputs)
+        with self._free:  # until one is free
+            pass
+
+    def _answer(self, pb_utils: Any, sender: Any, inputs: Tensors) -> None:
         try:
-            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            outputs = [pb_utils.Tensor(name, array) for name, array in model(inputs).items()]
-            responses.append(pb_utils.InferenceResponse(output_tensors=outputs))
-        except Refused as error:
-            responses.append(_refusal(pb_utils, str(error), pb_utils.TritonError.UNAVAILABLE))
-        except MsstsError as error:
-            responses.append(_refusal(pb_utils, str(error), pb_utils.TritonError.INVALID_ARG))
-        except Exception as error:
+            _send(pb_utils, sender, _response(pb_utils, partial(self._model, inputs)))
+        except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())
-            message = f"internal error ({type(error).__name__}: {error}); the server's log has the details"
-            responses.append(_refusal(pb_utils, message, pb_utils.TritonError.INTERNAL))
-    return responses
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """Waits for what was begun."""
+        self._pool.shutdown()
+
+
+def _send(pb_utils: Any, sender: Any, response: Any) -> None:
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _refusal(pb_utils: Any, message: str, code: int) -> Any:

@@ -5,8 +5,11 @@ They stand for TensorRT and CUDA, so no GPU is needed.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -21,6 +24,7 @@ from support.tensorrt_stand_in import Machine
 from mssts import kernels
 from mssts.description import describe
 from mssts.errors import MsstsError
+from mssts.manifest import FixedShape
 from mssts.runners import tensorrt_library, tensorrt_runner
 from mssts.runners.tensorrt_library import Gpu
 from mssts.runners.tensorrt_runner import TensorRtRunner
@@ -53,10 +57,137 @@ def test_a_shape_is_run_recorded_and_replayed(tmp_path, monkeypatch):
         runner.infer(frames(1, 2, 64, width), SIZES)
     assert machine.calls.count("free") == 6
     runner.close()
-    assert machine.calls.count("free") == 18 and machine.calls[-1] == "stream closed"
+    assert machine.calls.count("free") == 18 and machine.calls.count("stream closed") == 4
     del output
     gc.collect()
     assert machine.gpu.graphs == [] and machine.gpu.memory == {}
+
+
+class Together:
+    """Holds up each clip on the GPU until a second is there too."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.barrier = threading.Barrier(2)
+        self.streams: list[int] = []
+        machine.gpu.waits = self
+
+    def __call__(self, stream: int) -> None:
+        self.streams.append(stream)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.barrier.wait(20)
+
+
+def test_two_clips_run_at_once_and_neither_writes_over_the_other(tmp_path, monkeypatch):
+    """Each has a context, a stream, buffers and a graph of its own."""
+    machine = Machine().install(monkeypatch)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    assert runner.in_flight == runner.describe()["in_flight"] == 2
+    together = Together(machine)
+
+    def infer(value: int):
+        return runner.infer(frames(1, 2, 64, 96) + np.uint8(value), SIZES)
+
+    with ThreadPoolExecutor(2) as threads:
+        for first in (10, 20, 30):  # in pairs: a first run, then graphs
+            pair = list(threads.map(infer, (first, first + 1)))
+            assert not together.barrier.broken
+            for value, found in zip((first + 1, first + 2), pair, strict=True):
+                for array in (found.scores, found.labels, found.boxes, found.mask_logits):
+                    assert (array == value).all()
+    assert len(set(together.streams)) == 2
+    assert [machine.calls.count(call) for call in ("context", "run", "record", "replay")] == [2, 2, 2, 4]
+    machine.gpu.waits = lambda stream: None
+    infer(1), runner.infer(frames(1, 1, 64, 64), SIZES)  # another shape takes the place of one of them
+    assert machine.calls.count("context") == 3 and machine.calls.count("free") == 6
+    runner.close()
+    del pair, found
+    gc.collect()
+    assert machine.gpu.memory == {} and machine.gpu.graphs == []
+
+
+def test_warming_leaves_nothing_to_do_for_two_clips(tmp_path, monkeypatch, caplog):
+    machine = Machine().install(monkeypatch)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    assert runner.warm(FixedShape(1, 2, 64, 96)) > 0
+    assert machine.calls == ["context", "context", "run", "record", "run", "record"]
+    together = Together(machine)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: runner.infer(frames(1, 2, 64, 96), SIZES), range(2)))
+    assert not together.barrier.broken and machine.calls[6:] == ["replay", "replay"]
+    machine.gpu.waits = lambda stream: None
+    with pytest.raises(MsstsError, match="outside the plan's profile"):
+        runner.warm(FixedShape(1, 9, 64, 96))
+    runner.close()
+    machine.most_contexts = 3  # of which two were made
+    runner = TensorRtRunner(write_plan(tmp_path / "short"))
+    runner.warm(FixedShape(1, 2, 64, 96))
+    assert runner.in_flight == 1 and "runs one clip at a time" in caplog.text
+
+
+def test_a_third_clip_waits(tmp_path, monkeypatch):
+    machine = Machine().install(monkeypatch)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def wait(stream: int) -> None:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.01)
+        with lock:
+            inside[0] -= 1
+
+    machine.gpu.waits = wait
+    with ThreadPoolExecutor(6) as threads:
+        widths = [64 + 8 * (i % 3) for i in range(18)]
+        found = list(threads.map(lambda width: runner.infer(frames(1, 1, 64, width), SIZES), widths))
+    assert [output.mask_logits.shape[-1] for output in found] == [width // 4 for width in widths]
+    assert most == [2]
+    # Never more than two are kept: 6 buffers and a stream each.
+    assert machine.calls.count("free") == 6 * (machine.calls.count("context") - 2)
+    runner.close()
+
+
+@pytest.mark.parametrize("short", ["context", "buffers"])
+def test_where_memory_is_short_one_clip_runs_at_a_time(short, tmp_path, monkeypatch, caplog):
+    machine = Machine().install(monkeypatch)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    runner.infer(frames(1, 2, 64, 96), SIZES)
+    if short == "context":
+        machine.most_contexts = 1
+    else:
+        machine.gpu.has_memory = False
+    entered, go_on = threading.Event(), threading.Event()
+
+    def wait(stream: int) -> None:
+        entered.set()
+        go_on.wait(20)
+
+    machine.gpu.waits = wait
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(runner.infer, frames(1, 2, 64, 96) + np.uint8(4), SIZES)
+        assert entered.wait(20)
+        second = threads.submit(runner.infer, frames(1, 2, 64, 96) + np.uint8(6), SIZES)
+        while runner.in_flight == 2 and not second.done():
+            time.sleep(0.001)
+        assert runner.in_flight == 1 and not second.done()
+        go_on.set()
+        assert (first.result().scores == 5).all() and (second.result().scores == 7).all()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    reason = "no memory for activations" if short == "context" else "out of memory"
+    assert "runs one clip at a time" in caplog.text and reason in caplog.text
+    runner.close()
+
+
+def test_where_memory_is_short_an_idle_context_of_another_shape_goes(tmp_path, monkeypatch):
+    machine = Machine().install(monkeypatch)
+    runner = TensorRtRunner(write_plan(tmp_path))
+    runner.infer(frames(1, 2, 64, 96), SIZES)
+    refused = iter([None, None])
+    create = runner._engine.create_execution_context
+    runner._engine.create_execution_context = lambda: next(refused) if machine.calls.count("free") == 0 else create()
+    assert runner.infer(frames(1, 1, 64, 64), SIZES).scores.shape == (1, 4)
+    assert machine.calls.count("free") == 6 and runner.in_flight == 2
 
 
 def test_pycuda_alone_is_enough(tmp_path, monkeypatch):
@@ -69,7 +200,7 @@ def test_pycuda_alone_is_enough(tmp_path, monkeypatch):
             assert (found.scores == 1).all() and (found.boxes == 1).all()
     assert machine.calls == ["context", "run", "run"]
     described = runner.describe()
-    assert (described["cuda"], described["cuda_graphs"]) == ("pycuda", False)
+    assert (described["cuda"], described["cuda_graphs"], described["in_flight"]) == ("pycuda", False, 1)
     assert "install cuda-python" in described["cuda_graphs_reason"]
     runner.close()
     assert machine.gpu.memory == {} and machine.pycuda.context_stack == []
@@ -88,7 +219,7 @@ def test_a_capture_that_fails_leaves_a_plain_run(when, tmp_path, monkeypatch, ca
     reason = "layer Loop cannot be captured" if when == "TensorRT" else "out of memory"
     assert reason in runner.describe()["cuda_graphs_reason"] and not runner.describe()["cuda_graphs"]
     assert [record.levelname for record in caplog.records] == ["WARNING"] and reason in caplog.text
-    assert machine.gpu.capturing is None
+    assert machine.gpu.captures == {}
     runner.close()
     assert machine.gpu.graphs == []
 

@@ -58,6 +58,25 @@ def test_the_next_clip_is_decoded_while_the_engine_runs(local, monkeypatch):
     assert len(list(local.segment_many(clips(3)))) == 3
 
 
+def test_an_engine_that_takes_two_clips_gets_two_at_once(local, monkeypatch):
+    """Each waits for the other, which never came if they took turns.
+
+    Results stay in order.
+    """
+    expected = [local.segment(clip, 0.5) for clip in clips(4)]
+    monkeypatch.setattr(type(local._runner), "in_flight", 2)
+    both, infer = threading.Barrier(2), local._infer
+
+    def infer_together(*arguments):
+        both.wait(20)
+        return infer(*arguments)
+
+    monkeypatch.setattr(local, "_infer", infer_together)
+    for found, right in zip(local.segment_many(clips(4), 0.5), expected, strict=True):
+        assert_same(found, right)
+    assert local.in_flight == 2
+
+
 def test_an_error_comes_in_its_place_and_ends_the_results(local):
     bad = np.zeros((2, 8, 8), np.uint8)
     before = threading.active_count()

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -23,7 +24,7 @@ from mssts.manifest import FixedShape
 from mssts.segmenters.triton import TritonSegmenter
 from mssts.serving import NONE, USUAL, installation
 from mssts.serving.admission import Refused
-from mssts.serving.backend import answer
+from mssts.serving.backend import Answering, answer
 from mssts.serving.health import CANARY
 from mssts.serving.model_config import MODELS, STAGES, config_pbtxt
 from mssts.serving.repository import write_model_repository
@@ -69,7 +70,9 @@ def test_models_refuse_numpy_2(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         model.initialize({})
 
 
-def test_one_request_fails_alone_even_by_a_defect_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The log of a stand-in for what Triton gives its models."""
     logged: list[str] = []
     backend = types.ModuleType("triton_python_backend_utils")
     backend.Tensor = lambda name, array: (name, array)
@@ -77,9 +80,13 @@ def test_one_request_fails_alone_even_by_a_defect_of_ours(monkeypatch: pytest.Mo
     backend.TritonError = lambda message, code: f"{code}: {message}"
     backend.TritonError.INVALID_ARG, backend.TritonError.INTERNAL = "invalid", "internal"
     backend.TritonError.UNAVAILABLE = "unavailable"
+    backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
     backend.Logger = types.SimpleNamespace(log_error=logged.append)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    return logged
 
+
+def test_one_request_fails_alone_even_by_a_defect_of_ours(logged: list[str]) -> None:
     def request(value: int, identity: str = "") -> types.SimpleNamespace:
         tensor = types.SimpleNamespace(name=lambda: "x", as_numpy=lambda: value)
         return types.SimpleNamespace(inputs=lambda: [tensor], request_id=lambda: identity)
@@ -100,6 +107,44 @@ def test_one_request_fails_alone_even_by_a_defect_of_ours(monkeypatch: pytest.Mo
         ([], None),
     ]
     assert len(logged) == 1 and "Traceback" in logged[0]
+
+
+def test_two_requests_are_answered_at_once_and_a_third_waits(logged: list[str]) -> None:
+    sent: dict[int, object] = {}
+    first_two, go_on = threading.Barrier(2), threading.Event()
+
+    def request(value: int, identity: str = "") -> types.SimpleNamespace:
+        tensor = types.SimpleNamespace(name=lambda: "x", as_numpy=lambda: np.array(value))
+        sender = types.SimpleNamespace(send=lambda response, flags: sent.update({value: (response, flags)}))
+        return types.SimpleNamespace(
+            inputs=lambda: [tensor], request_id=lambda: identity, get_response_sender=lambda: sender
+        )
+
+    def model(inputs: dict[str, np.ndarray]) -> dict[str, int]:
+        if inputs["x"] < 2:
+            first_two.wait(20)
+            go_on.wait(20)
+        if inputs["x"] == 1:
+            raise MsstsError("one is refused")
+        return {"y": -int(inputs["x"])}
+
+    answering = Answering(2, model)
+    answering.start([request(0)])  # returns, as another may come
+    full = threading.Thread(target=answering.start, args=([request(1)],))
+    full.start()
+    full.join(0.1)
+    assert full.is_alive() and sent == {}
+    go_on.set()
+    full.join(20)
+    answering.start([request(2), request(3, CANARY)])
+    answering.close()
+    assert sent == {
+        0: (([("y", 0)], None), 1),
+        1: (([], "invalid: one is refused"), 1),
+        2: (([("y", -2)], None), 1),
+        3: (([], None), 1),
+    }
+    assert logged == []
 
 
 def test_without_the_wheel_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 """Stand-ins for cuda-python and pycuda on a machine without a GPU.
 
 Their functions have the names, arguments and results of the real ones (tests/runners/test_cuda.py compares them with
-cuda-python where that is installed). Memory of the GPU is memory of the host, and a stream runs at once.
+cuda-python where that is installed). Memory of the GPU is memory of the host, and what is put into a stream runs at
+once; waiting for a stream is where a test may hold a clip up. Each stream records for itself.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from enum import IntEnum
 from types import ModuleType, SimpleNamespace
@@ -27,12 +29,13 @@ _TEXTS = {Error.cudaErrorMemoryAllocation: b"out of memory", Error.cudaErrorStre
 
 
 class Gpu:
-    """Memory and one stream, with the errors that a test asks for.
+    """Memory and streams, with the errors that a test asks for.
 
     Attributes:
         memory: what is allocated, by address.
         has_memory: whether there is any left.
-        capturing: what the stream has recorded, None while it records nothing.
+        captures: what streams have recorded, of those that record.
+        waits: called while a thread waits for a stream, with its handle.
         capture_breaks: whether something in the recorded work cannot be recorded.
         instantiates: whether a recorded graph can be made ready.
         graphs: graphs that are not freed.
@@ -41,7 +44,9 @@ class Gpu:
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
         self.has_memory = True
-        self.capturing: list[Callable[[], None]] | None = None
+        self.captures: dict[int, list[Callable[[], None]]] = {}
+        self.waits: Callable[[int], None] = lambda stream: None
+        self.streams = itertools.count(7)
         self.capture_breaks = False
         self.instantiates = True
         self.graphs: list[str] = []
@@ -61,25 +66,29 @@ class Gpu:
         del self.memory[address]
         self.calls.append("free")
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Runs what is put into the stream, or records it."""
-        if self.capturing is None:
-            work()
+    def run(self, work: Callable[[], None], stream: int) -> None:
+        """Runs what is put into a stream, or records it."""
+        if stream in self.captures:
+            self.captures[stream].append(work)
         else:
-            self.capturing.append(work)
+            work()
 
-    def fill(self, address: int, dtype: str) -> None:
-        """Ones at an address, as the result of a kernel."""
-        buffer = self.memory[address]
-        self.run(lambda: np.frombuffer(buffer, dtype).fill(1))
+    def fill(self, address: int, dtype: str, source: int, stream: int) -> None:
+        """A kernel that writes one more than the first byte at `source`."""
+        buffer, given = self.memory[address], self.memory[source]
+        self.run(lambda: np.frombuffer(buffer, dtype).fill(1 + given.raw[0]), stream)
 
     def cuda_python(self) -> ModuleType:
         """`cuda.bindings.runtime`."""
         recorded: dict[str, list[Callable[[], None]]] = {}
+        numbers = itertools.count()
 
         class Stream:
-            def __int__(self) -> int:
-                return 7
+            def __init__(stream) -> None:
+                stream.handle = next(self.streams)
+
+            def __int__(stream) -> int:
+                return stream.handle
 
         def malloc(size: int) -> tuple[Any, ...]:
             address = self.allocate(size)
@@ -98,24 +107,30 @@ class Gpu:
 
         def copy(dst: int, src: int, count: int, kind: int, stream: Stream) -> tuple[Any, ...]:
             assert kind in (1, 2) and isinstance(stream, Stream)
-            self.run(lambda: ctypes.memmove(dst, src, count))
+            self.run(lambda: ctypes.memmove(dst, src, count), int(stream))
+            return (Error.cudaSuccess,)
+
+        def wait(stream: Stream) -> tuple[Any, ...]:
+            assert int(stream) not in self.captures
+            self.waits(int(stream))
             return (Error.cudaSuccess,)
 
         def begin(stream: Stream, mode: int) -> tuple[Any, ...]:
-            self.capturing = []
+            self.captures[int(stream)] = []
             return (Error.cudaSuccess,)
 
         def end(stream: Stream) -> tuple[Any, ...]:
-            work, self.capturing = self.capturing, None
+            work = self.captures.pop(int(stream))
             if self.capture_breaks:
                 return (Error.cudaErrorStreamCaptureInvalidated, None)
-            recorded["graph"] = list(work or ())
-            return (Error.cudaSuccess, "graph")
+            name = f"graph {next(numbers)}"
+            recorded[name] = work
+            return (Error.cudaSuccess, name)
 
         def instantiate(graph: str, flags: int) -> tuple[Any, ...]:
             if not self.instantiates:
                 return (Error.cudaErrorMemoryAllocation, None)
-            name = f"executable {len(recorded)}"
+            name = f"executable {next(numbers)}"
             recorded[name] = recorded[graph]
             self.graphs.append(name)
             return (Error.cudaSuccess, name)
@@ -148,7 +163,7 @@ class Gpu:
             cudaFreeHost=free_host,
             cudaMemcpyAsync=copy,
             cudaStreamCreate=lambda: (Error.cudaSuccess, Stream()),
-            cudaStreamSynchronize=lambda stream: (Error.cudaSuccess,),
+            cudaStreamSynchronize=wait,
             cudaStreamDestroy=destroy_stream,
             cudaStreamBeginCapture=begin,
             cudaStreamEndCapture=end,
@@ -202,21 +217,21 @@ class Gpu:
                 self.free(allocation.address)
 
         class Stream:
-            handle = 7
-
             def __init__(stream) -> None:
                 needs_context()
+                stream.handle = next(self.streams)
 
             def synchronize(stream) -> None:
                 needs_context()
+                self.waits(stream.handle)
 
         def to_device(dest: int, src: np.ndarray, stream: Stream) -> None:
             needs_context()
-            self.run(lambda: ctypes.memmove(dest, src.ctypes.data, src.nbytes))
+            self.run(lambda: ctypes.memmove(dest, src.ctypes.data, src.nbytes), stream.handle)
 
         def to_host(dest: np.ndarray, src: int, stream: Stream) -> None:
             needs_context()
-            self.run(lambda: ctypes.memmove(dest.ctypes.data, src, dest.nbytes))
+            self.run(lambda: ctypes.memmove(dest.ctypes.data, src, dest.nbytes), stream.handle)
 
         def pagelocked_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
             needs_context()

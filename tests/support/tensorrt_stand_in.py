@@ -2,7 +2,7 @@
 
 It models what decides whether a plan can be built and loaded: a global registry of plugins and local ones of each
 builder and runtime, which look into the global one as well; a runtime that knows no plugin that nobody loaded; a plan
-that carries code of the host. It computes ones.
+that carries code of the host. Its outputs are one more than the first byte of the frames.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Machine:
     Attributes:
         loads: whether a plan can be deserialised at all.
         refuses: names of tensors that an execution context refuses.
+        most_contexts: execution contexts that memory suffices for.
         needs_plugins, needs_host_code: what the plan needs of a runtime.
         breaks_capture: TensorRT's reason why it cannot be recorded, empty if it can.
         convolution_type: how the layer report names the input of the convolution.
@@ -59,6 +60,7 @@ class Machine:
         self.global_registry = Registry()
         self.loads = True
         self.refuses: tuple[str, ...] = ()
+        self.most_contexts = 99
         self.needs_plugins = self.needs_host_code = False
         self.breaks_capture = ""
         self.convolution_type = "Row major linear FP32"
@@ -140,13 +142,13 @@ class Machine:
 
             def execute_async_v3(self, stream_handle: int) -> bool:
                 assert type(stream_handle) is int
-                gpu.calls.append("run" if gpu.capturing is None else "record")
-                if machine.breaks_capture and gpu.capturing is not None:
+                gpu.calls.append("record" if stream_handle in gpu.captures else "run")
+                if machine.breaks_capture and stream_handle in gpu.captures:
                     gpu.capture_breaks = True
                     self.log.log(ILogger.ERROR, machine.breaks_capture)
                     return False
                 for name, dtype in _OUTPUTS.items():
-                    gpu.fill(self.addresses[name], dtype)
+                    gpu.fill(self.addresses[name], dtype, self.addresses["frames"], stream_handle)
                 return True
 
         class Inspector:
@@ -162,7 +164,10 @@ class Machine:
             def __init__(self, log: Any) -> None:
                 self.log = log
 
-            def create_execution_context(self) -> Context:
+            def create_execution_context(self) -> Context | None:
+                if gpu.calls.count("context") >= machine.most_contexts:
+                    self.log.log(ILogger.ERROR, "no memory for activations")
+                    return None
                 gpu.calls.append("context")
                 return Context(self.log)
 

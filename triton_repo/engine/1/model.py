@@ -1,5 +1,6 @@
 """The engine: frames → scores, labels, boxes and mask logits."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -7,7 +8,16 @@ from mssts import contract
 from mssts.manifest import FixedShape
 from mssts.runners import load_runner
 from mssts.serving.admission import CLIP_SECONDS, Refused, check_age
-from mssts.serving.backend import Counter, Gauge, answer, check_numpy, manifest_of, model_parameters, queue_limits
+from mssts.serving.backend import (
+    Answering,
+    Counter,
+    Gauge,
+    answer,
+    check_numpy,
+    manifest_of,
+    model_parameters,
+    queue_limits,
+)
 
 
 class TritonPythonModel:
@@ -26,15 +36,30 @@ class TritonPythonModel:
         if warm is not None:
             self.runner.warm(warm)
 
+        self.running, self.counting = 0, threading.Lock()
+        at_once = self.runner.in_flight
+        self.answering = Answering(at_once, self.infer) if at_once > 1 else None
+
     def execute(self, requests):
-        return answer(requests, self.infer)
+        if self.answering is None:
+            return answer(requests, self.infer)
+        self.answering.start(requests)
+        return None
 
     def infer(self, inputs):
         if contract.ARRIVED.name in inputs:
             self.check_age(int(inputs[contract.ARRIVED.name][0]))
         start = time.monotonic()
-        output = self.runner.infer(inputs[contract.FRAMES.name], inputs[contract.SIZES.name])
-        self.clip_seconds = time.monotonic() - start
+        with self.counting:
+            self.running += 1
+            sharing = self.running
+        try:
+            output = self.runner.infer(inputs[contract.FRAMES.name], inputs[contract.SIZES.name])
+        finally:
+            with self.counting:
+                self.running -= 1
+        # How often one ends: of two at once, each takes twice as long.
+        self.clip_seconds = (time.monotonic() - start) / sharing
         self.took.set(self.clip_seconds)
         return {spec.name: getattr(output, spec.name) for spec in contract.ENGINE_OUTPUTS}
 
@@ -50,6 +75,8 @@ class TritonPythonModel:
         return True
 
     def finalize(self):
+        if self.answering is not None:
+            self.answering.close()
         self.refused.close()
         self.took.close()
         self.runner.close()
