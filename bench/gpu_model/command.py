@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     roofline = list(roofline_rows())
     report = {
         "note": NOTE, "workload": WORKLOAD, "architecture": arguments.architecture, "kernels": kernels,
-        "designs": list(design_rows()), "roofline": roofline, "goals": goals(kernels, roofline),
+        "designs": list(design_rows()), "reductions": list(backward_rows(kernels)), "roofline": roofline,
+        "goals": goals(kernels, roofline),
     }  # fmt: skip
     _print(report)
     save_record("gpu_model", report, arguments.out)
@@ -164,6 +165,24 @@ def design_rows() -> Iterator[dict[str, Any]]:
             yield {"design": design.name, "offset_pixels": offset} | bounds
 
 
+def backward_rows(kernels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The fp16 backward's reductions, with and without sums of coarse levels in shared memory."""
+    from mssts.bench.gpu_model.reductions import reduction_rows
+
+    built = next(
+        row["instructions_per_point"]
+        for row in kernels
+        if (row["implementation"], row["direction"], row["dtype"]) == ("mssts", "backward", "float16")
+    )
+    if built is None:
+        return
+    issues = MULTIPROCESSORS * ISSUES_PER_CYCLE * CLOCK_HZ
+    l1 = MULTIPROCESSORS * L1_BYTES_PER_CYCLE * CLOCK_HZ
+    for offset in OFFSETS:
+        workload = replace(encoder(), offset_pixels=offset)
+        yield from reduction_rows(workload, built, issues, L2_BYTES_PER_SECOND, l1)
+
+
 def goals(kernels: list[dict[str, Any]], roofline: list[dict[str, Any]]) -> dict[str, Any]:
     """Whether the bounds allow 1,000 frames/s of R50, and 45 µs for the op.
 
@@ -208,6 +227,13 @@ def _print(report: dict[str, Any]) -> None:
               f"{cell(row['instructions_per_point'], '.1f'):>11}{cell(row.get('l2_to_l1_mb'), '.0f'):>8}"
               f"{cell(row.get('issue_us'), '.1f'):>8}{cell(row.get('l2_us'), '.1f'):>8}"
               f"{cell(row.get('l1_us'), '.1f'):>8}{cell(row.get('bound_us'), '.1f'):>8}")  # fmt: skip
+    print(f"\n{'backward, levels on chip':26}{'px':>5}{'L2 reductions MB':>18}{'turns':>7}{'instr./pt':>11}"
+          f"{'issue':>8}{'L2':>8}{'shared':>8}{'bound µs':>10}")  # fmt: skip
+    for row in report["reductions"]:
+        print(f"{', '.join(map(str, row['levels_on_chip'])) or 'none':26}{row['offset_pixels']:>5g}"
+              f"{row['l2_reductions_mb']:>18.0f}{row['turns']:>7.2f}{row['instructions_per_point']:>11.1f}"
+              f"{row['issue_us']:>8.0f}{row['l2_us']:>8.0f}{row['shared_us']:>8.0f}"
+              f"{row['bound_us']:>10.0f}")  # fmt: skip
     print(f"\n{'whole clip':14}{'batch':>6}{'GPU':>6}{'GFLOP':>9}{'GB':>7}", end="")
     print(f"{'launches':>10}{'least ms':>10}{'frames/s':>10}")
     for row in report["roofline"]:

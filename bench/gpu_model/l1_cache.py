@@ -103,7 +103,7 @@ def simulate(workload: DeformWorkload, design: Design, every: int = 33) -> Traff
     import torch
 
     inputs = workload.make(torch.float32, "cpu", 0)
-    tokens, inside = _corners(workload, inputs.reference_NQLR.numpy(), inputs.offsets_NQMLP2.numpy())
+    tokens, inside = corners(workload, inputs.reference_NQLR.numpy(), inputs.offsets_NQMLP2.numpy())
     order = query_order(workload.shapes) if design.tiled else np.arange(workload.tokens)
     blocks = _blocks(workload, design, order)
     on_chip = np.zeros(workload.tokens, bool)
@@ -249,7 +249,7 @@ def _read_inputs(cache: _Cache, item: Item, workload: DeformWorkload, design: De
     )
 
 
-def _corners(workload: DeformWorkload, reference: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def corners(workload: DeformWorkload, reference: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of a point's corners, and whether they are inside: [N, Q, M, L*P, 4].
 
     Where one is outside, the token is the nearest inside.

@@ -15,6 +15,7 @@ from mssts.bench.gpu_model import sass
 from mssts.bench.gpu_model.command import goals
 from mssts.bench.gpu_model.compiler import LAUNCHES, count, kernels_of
 from mssts.bench.gpu_model.l1_cache import OURS, Design, query_order, simulate
+from mssts.bench.gpu_model.reductions import reductions
 from mssts.bench.gpu_model.roofline import GPUS, roofline_rows
 from mssts.bench.kernels.workloads import DeformWorkload
 from mssts.cli import main
@@ -46,6 +47,18 @@ def test_tiles_fetch_less_than_rows_and_shared_memory_least() -> None:
     tiles = simulate(wide, small, every=8)
     on_chip = simulate(wide, replace(small, on_chip=(1, 2, 3)), every=8)
     assert on_chip.value < tiles.value < rows.value
+
+
+def test_additions_of_the_backward_are_those_of_corners_inside() -> None:
+    still = replace(ONE_FRAME, shapes=((8, 16), (4, 8)), offset_pixels=0.0)
+    on_chip = reductions(still, (1,))
+    # A level's tokens and the fp32 sums of 32 channels, written out by three blocks of the one head and frame.
+    assert on_chip.shared_bytes == 4 * 8 * 128 and on_chip.busy == 3
+    per_level = (reductions(still, ()).l2_bytes - on_chip.l2_bytes + 3 * on_chip.shared_bytes) / 128
+    assert per_level == on_chip.shared_additions < still.tokens * still.points * 4
+    # Neighbours of the finer level often share a token of the coarser one; a warp has four.
+    assert 1 < on_chip.turns <= 4
+    assert on_chip.added_instructions > 0 == reductions(still, ()).added_instructions
 
 
 @pytest.mark.parametrize("shapes", [((8, 8),), ((13, 19), (7, 10), (1, 1)), ((45, 80), (23, 40), (12, 20), (6, 10))])
@@ -115,6 +128,15 @@ def test_the_recorded_figures_keep_the_goals() -> None:
     traffic = {row["offset_pixels"]: row["l2_to_l1_mb"] for row in forward}
     assert traffic[2.0] <= 240 and traffic[0.5] <= 100
     assert all(row["instructions_per_point"] <= 8.5 and row["spill_bytes"] == 0 for row in forward)
+
+
+def test_the_recorded_figures_are_those_of_the_decision_for_sums_in_l2() -> None:
+    """The decision stands in deform_attn_backward.cuh: on chip they do not pay at the L2's rate of loads."""
+    record = json.loads((Path(__file__).parents[2] / "bench/results/gpu_model.json").read_text(encoding="utf-8"))
+    for offset in (0.5, 2.0):
+        rows = [row for row in record["reductions"] if row["offset_pixels"] == offset]
+        assert [row["levels_on_chip"] for row in rows] == [[], [2, 3], [1, 2, 3]]
+        assert rows[0]["bound_us"] == min(row["bound_us"] for row in rows)
 
 
 def test_the_built_library_is_read() -> None:
