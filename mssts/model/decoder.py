@@ -49,8 +49,8 @@ class TemporalAttention(nn.Module):
 
     def forward(self, box_BTQC: Tensor, position_QC: Tensor) -> Tensor:
         """→ [B, T, Q, C], to be added to the box queries."""
-        query, key = self.query_key(box_BTQC + position_QC).chunk(2, -1)
-        return self.out(split_temporal_attn(query, key, self.value(box_BTQC), self.heads))
+        query_key, value = self.query_key(box_BTQC + position_QC), self.value(box_BTQC)
+        return self.out(split_temporal_attn(query_key, query_key, value, self.heads, value.shape[-1], parts=(0, 1, 0)))
 
 
 class SelfAttention(nn.MultiheadAttention):

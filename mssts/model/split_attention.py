@@ -62,8 +62,9 @@ class IntraScaleAttention(nn.Module):
 
     def forward(self, tokens_BTSD: Tensor, geometry: Geometry | None = None) -> Tensor:
         """→ [B, T, S, D]. Mixes along T alone, whatever the scale."""
-        query, key, value = self.qkv(tokens_BTSD).chunk(3, -1)
-        tokens = self.norm(tokens_BTSD + self.out(split_temporal_attn(query, key, value, self.heads)))
+        qkv = self.qkv(tokens_BTSD)
+        attended = split_temporal_attn(qkv, qkv, qkv, self.heads, tokens_BTSD.shape[-1], parts=(0, 1, 2))
+        tokens = self.norm(tokens_BTSD + self.out(attended))
         return tokens + self.ffn(tokens)
 
 
@@ -102,8 +103,9 @@ class InterScaleAttention(nn.Module):
         """
         own = self.norm1(tokens_BTSD if self.own is None else self.own(tokens_BTSD))
         partner = self.norm1(self.neighbour(partners_BTPD))
-        key, value = torch.cat((self.key_value(own), self.key_value(partner).index_select(2, parent_S)), 1).chunk(2, -1)
-        attended = split_temporal_attn(self.query(own), key, value, self.heads)
+        key_value = torch.cat((self.key_value(own), self.key_value(partner).index_select(2, parent_S)), 1)
+        query = self.query(own)
+        attended = split_temporal_attn(query, key_value, key_value, self.heads, query.shape[-1], parts=(0, 0, 1))
         tokens = tokens_BTSD + self.dropout(self.out(attended))
         return tokens + self.ffn(self.norm2(tokens))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,11 @@ def is_exporting() -> bool:
 
 
 def onnx_node(
-    op_type: str, inputs: Sequence[Tensor], attributes: dict[str, int | str], shape: Sequence[int], dtype: torch.dtype
+    op_type: str,
+    inputs: Sequence[Tensor],
+    attributes: Mapping[str, int | str | list[int]],
+    shape: Sequence[int],
+    dtype: torch.dtype,
 ) -> Tensor:
     """A symbolic result of the node `mssts::op_type`."""
     everything: dict[str, Any] = {**attributes, **PLUGIN_ATTRIBUTES}

@@ -170,18 +170,35 @@ _CORNER = """
   s{c} = MatMul (w{c}, v{c})
 """
 
-# query [B,T,S,C], key and value [B,U,S,C] → [B,T,S,C]
+# query [B,T,S,C], key and value [B,U,S,C] → [B,T,S,C]. Each is the channels from its start to its end of its tensor,
+# which may hold several of them.
 _SPLIT_TEMPORAL_ATTN = """
-SplitTemporalAttn <heads, plugin_version, plugin_namespace> (query, key, value) => (out) {
+SplitTemporalAttn <heads, plugin_version, plugin_namespace, starts: ints = [0, 0, 0],
+ends: ints = [9223372036854775807, 9223372036854775807, 9223372036854775807]>
+(query, key, value) => (out) {
   keep = Constant <value_ints = [0, 0, 0]> ()
   minus_one = Constant <value_ints = [-1]> ()
   M = Constant <value_int : int = @heads> ()
   zero_axis = Constant <value_ints = [0]> ()
   M_1 = Unsqueeze (M, zero_axis)
   split = Concat <axis = 0> (keep, M_1, minus_one)
-  q_split = Reshape (query, split)
-  k_split = Reshape (key, split)
-  v_split = Reshape (value, split)
+  starts = Constant <value_ints : ints = @starts> ()
+  ends = Constant <value_ints : ints = @ends> ()
+  of_query = Constant <value_ints = [0]> ()
+  of_key = Constant <value_ints = [1]> ()
+  of_value = Constant <value_ints = [2]> ()
+  q_start = Gather <axis = 0> (starts, of_query)
+  k_start = Gather <axis = 0> (starts, of_key)
+  v_start = Gather <axis = 0> (starts, of_value)
+  q_end = Gather <axis = 0> (ends, of_query)
+  k_end = Gather <axis = 0> (ends, of_key)
+  v_end = Gather <axis = 0> (ends, of_value)
+  q_part = Slice (query, q_start, q_end, minus_one)
+  k_part = Slice (key, k_start, k_end, minus_one)
+  v_part = Slice (value, v_start, v_end, minus_one)
+  q_split = Reshape (q_part, split)
+  k_split = Reshape (k_part, split)
+  v_split = Reshape (v_part, split)
   q = Transpose <perm = [0, 2, 3, 1, 4]> (q_split)
   k = Transpose <perm = [0, 2, 3, 4, 1]> (k_split)
   v = Transpose <perm = [0, 2, 3, 1, 4]> (v_split)

@@ -3,6 +3,8 @@
 #include <cctype>
 #include <limits>
 
+#include "common/dtype.h"
+
 namespace mssts {
 namespace {
 
@@ -27,10 +29,14 @@ std::string count_error(const Letters& sizes, const char* letters, int64_t least
   return "";
 }
 
-void set_dense(int64_t (&strides)[3], int64_t frames, int64_t locations, int64_t channels) {
-  strides[0] = frames * locations * channels;
-  strides[1] = locations * channels;
-  strides[2] = channels;
+void set_dense(int64_t (&strides)[3], int64_t frames, int64_t locations, int64_t width) {
+  strides[0] = frames * locations * width;
+  strides[1] = locations * width;
+  strides[2] = width;
+}
+
+std::string text_of(int64_t start, int64_t end) {
+  return std::to_string(start) + " to " + (end == Channels::kLast ? "the last" : std::to_string(end));
 }
 
 }  // namespace
@@ -60,6 +66,37 @@ std::string Letters::bind(const TensorSpec& tensor, const Sizes& sizes) {
     }
   }
   return "";
+}
+
+std::string Channels::error() const {
+  for (int32_t i = 0; i < 3; ++i) {
+    const auto part = static_cast<size_t>(i);
+    if (starts[part] < 0 || starts[part] >= ends[part]) {
+      return "attributes starts and ends are " + text_of(starts[part], ends[part]) + " for " +
+             kTemporalAttn.tensors[i].name + ", expected a start of 0 or more, and an end after it";
+    }
+  }
+  return "";
+}
+
+std::string Channels::take(int32_t input, Sizes* sizes) const {
+  if (input > 2 || sizes->empty()) return "";
+  const int64_t start = starts.at(static_cast<size_t>(input)), end = ends.at(static_cast<size_t>(input));
+  int64_t& width = sizes->back();
+  if (width >= 0 && (start > width || (end != kLast && end > width))) {
+    return std::string(kTemporalAttn.tensors[input].name) + " has " + std::to_string(width) +
+           " channels, but attributes starts and ends are " + text_of(start, end);
+  }
+  if (end != kLast) {
+    width = end - start;
+  } else if (width >= 0) {
+    width -= start;
+  }
+  return "";
+}
+
+int64_t Channels::offset(int32_t input, int32_t dtype) const {
+  return starts.at(static_cast<size_t>(input)) * static_cast<int64_t>(bytes_of(dtype));
 }
 
 std::string deform_attn_error(const Letters& sizes) {
@@ -106,23 +143,27 @@ mssts_deform_attn deform_attn_call(const Letters& sizes, int32_t dtype, int32_t 
   return call;
 }
 
-mssts_temporal_attn temporal_attn_call(const Letters& sizes, int64_t heads, int32_t dtype, const void* const* inputs,
-                                       void* out) {
-  const int64_t locations = sizes['S'], channels = sizes['C'];
+mssts_temporal_attn temporal_attn_call(const Letters& sizes, int64_t heads, int32_t dtype, const Channels& channels,
+                                       const int64_t* widths, const void* const* inputs, void* out) {
+  const int64_t locations = sizes['S'];
+  const auto part = [&](int32_t input) -> const void* {
+    if (inputs[input] == nullptr) return nullptr;
+    return static_cast<const char*>(inputs[input]) + channels.offset(input, dtype);
+  };
   mssts_temporal_attn call{};
   call.batch = sizes['B'];
   call.locations = locations;
   call.query_frames = static_cast<int32_t>(sizes['T']);
   call.key_frames = static_cast<int32_t>(sizes['U']);
   call.heads = static_cast<int32_t>(heads);
-  call.channels = static_cast<int32_t>(channels / heads);
+  call.channels = static_cast<int32_t>(sizes['C'] / heads);
   call.dtype = dtype;
-  set_dense(call.query_strides, sizes['T'], locations, channels);
-  set_dense(call.key_strides, sizes['U'], locations, channels);
-  set_dense(call.value_strides, sizes['U'], locations, channels);
-  call.query = inputs[0];
-  call.key = inputs[1];
-  call.value = inputs[2];
+  set_dense(call.query_strides, sizes['T'], locations, widths[0]);
+  set_dense(call.key_strides, sizes['U'], locations, widths[1]);
+  set_dense(call.value_strides, sizes['U'], locations, widths[2]);
+  call.query = part(0);
+  call.key = part(1);
+  call.value = part(2);
   call.out = out;
   return call;
 }

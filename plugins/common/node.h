@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -72,16 +73,34 @@ class Letters {
   std::array<const char*, kCount> from_{};  // the tensor that the size is of
 };
 
+// The channels of its three inputs that a SplitTemporalAttn takes, as attributes of the node: a projection of several
+// of them comes in one tensor, which is then more than one input.
+struct Channels {
+  static constexpr int64_t kLast = std::numeric_limits<int64_t>::max();  // the end of all channels
+  std::array<int64_t, 3> starts{0, 0, 0};
+  std::array<int64_t, 3> ends{kLast, kLast, kLast};
+
+  bool all() const { return *this == Channels(); }
+  bool operator==(const Channels& other) const { return starts == other.starts && ends == other.ends; }
+  // What is wrong whatever the tensors; text as above.
+  std::string error() const;
+  // Makes the sizes of an input those of its part; text as above.
+  std::string take(int32_t input, Sizes* sizes) const;
+  // Where the part begins in a token, in bytes.
+  int64_t offset(int32_t input, int32_t dtype) const;
+};
+
 // What no kernel takes of sizes that fit their letters; text as above.
 std::string deform_attn_error(const Letters& sizes);
 std::string temporal_attn_error(const Letters& sizes, int64_t heads);
 std::string heads_error(int64_t heads);
 
-// The forward call of sizes without error. `inputs` are in the node's order, and dense.
+// The forward call of sizes without error. `inputs` are in the node's order, and dense. `sizes` are those of the parts,
+// `widths` those of the tensors' last dimension; the pointers are to the parts.
 mssts_deform_attn deform_attn_call(const Letters& sizes, int32_t dtype, int32_t shapes_dtype, const void* const* inputs,
                                    void* out);
-mssts_temporal_attn temporal_attn_call(const Letters& sizes, int64_t heads, int32_t dtype, const void* const* inputs,
-                                       void* out);
+mssts_temporal_attn temporal_attn_call(const Letters& sizes, int64_t heads, int32_t dtype, const Channels& channels,
+                                       const int64_t* widths, const void* const* inputs, void* out);
 
 }  // namespace mssts
 

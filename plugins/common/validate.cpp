@@ -2,6 +2,8 @@
 
 #include <cstddef>
 
+#include "common/dtype.h"
+
 namespace mssts {
 namespace {
 
@@ -30,11 +32,6 @@ mssts_status check_dtype(int32_t dtype, const Support& support) {
   }
   return fail(MSSTS_INVALID, "dtype is %d, expected float32 (0), float16 (1)%s", dtype,
               support.float64 ? ", bfloat16 (2) or float64 (3)" : " or bfloat16 (2)");
-}
-
-size_t bytes_of(int32_t dtype) {
-  if (dtype == MSSTS_FLOAT64 || dtype == MSSTS_INT64) return 8;
-  return dtype == MSSTS_FLOAT32 || dtype == MSSTS_INT32 ? 4 : 2;
 }
 
 struct Tensor {

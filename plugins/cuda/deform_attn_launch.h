@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/dtype.h"
 #include "deform_attn.h"
 #include "deform_attn_points.cuh"
 
@@ -34,7 +35,6 @@ inline DeformArguments arguments_of(const mssts_deform_attn& call) {
   return arguments;
 }
 
-inline size_t bytes_of(int32_t dtype) { return dtype == MSSTS_FLOAT32 ? 4 : 2; }
 inline bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 // What kernels with V > 1 want of the inputs but value.

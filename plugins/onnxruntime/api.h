@@ -7,6 +7,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <string>
@@ -65,6 +66,22 @@ inline std::vector<int64_t> sizes_of(const OrtApi& api, const OrtTensorTypeAndSh
   std::vector<int64_t> sizes(rank);
   check(api.GetDimensions(info, sizes.data(), rank));
   return sizes;
+}
+
+// Integers of a node's attribute; false where it has none of that name.
+template <size_t kCount>
+bool integers(const OrtApi& api, const OrtKernelInfo* info, const char* name, std::array<int64_t, kCount>* found) {
+  size_t count = 0;
+  if (OrtStatus* status = api.KernelInfoGetAttributeArray_int64(info, name, nullptr, &count)) {
+    api.ReleaseStatus(status);
+    return false;
+  }
+  if (count != kCount) {
+    throw Failure(ORT_INVALID_ARGUMENT, std::string("attribute ") + name + " has " + std::to_string(count) +
+                                            " integers, expected " + std::to_string(kCount));
+  }
+  check(api.KernelInfoGetAttributeArray_int64(info, name, found->data(), &count));
+  return true;
 }
 
 inline Tensor input(const OrtApi& api, const OrtKernelContext* context, size_t index) {

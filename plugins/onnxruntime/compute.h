@@ -21,7 +21,8 @@ struct Kernel {
   Device device;
   int32_t dtype;         // an mssts_dtype
   int32_t shapes_dtype;  // MSDeformAttn alone
-  int64_t heads;         // SplitTemporalAttn alone
+  int64_t heads;         // SplitTemporalAttn alone, and:
+  Channels channels;
 };
 
 inline void check_status(const Node& node, int status) {
@@ -64,12 +65,15 @@ inline void check_node(const Node& node, const std::string& wrong) {
 struct Inputs {
   Letters sizes;
   std::array<const void*, 5> data{};
+  std::array<int64_t, 5> widths{};  // of the tensors' last dimension
 };
 
-inline Inputs inputs_of(const Node& node, const OrtApi& api, const OrtKernelContext* context) {
+inline Inputs inputs_of(const Node& node, const Kernel& kernel, const OrtKernelContext* context) {
   Inputs inputs;
   for (size_t i = 0; i < static_cast<size_t>(node.input_count); ++i) {
-    const Tensor tensor = input(api, context, i);
+    Tensor tensor = input(kernel.api, context, i);
+    inputs.widths[i] = tensor.sizes.empty() ? 0 : tensor.sizes.back();
+    check_node(node, kernel.channels.take(static_cast<int32_t>(i), &tensor.sizes));
     check_node(node, inputs.sizes.bind(node.tensors[i], tensor.sizes));
     inputs.data[i] = tensor.data;
   }
@@ -77,7 +81,7 @@ inline Inputs inputs_of(const Node& node, const OrtApi& api, const OrtKernelCont
 }
 
 inline void compute_deform_attn(const Kernel& kernel, OrtKernelContext* context) {
-  const Inputs inputs = inputs_of(kDeformAttn, kernel.api, context);
+  const Inputs inputs = inputs_of(kDeformAttn, kernel, context);
   const Letters& sizes = inputs.sizes;
   check_node(kDeformAttn, deform_attn_error(sizes));
   void* out = output(kernel.api, context, {sizes['N'], sizes['Q'], sizes['M'] * sizes['D']});
@@ -86,11 +90,12 @@ inline void compute_deform_attn(const Kernel& kernel, OrtKernelContext* context)
 }
 
 inline void compute_temporal_attn(const Kernel& kernel, OrtKernelContext* context) {
-  const Inputs inputs = inputs_of(kTemporalAttn, kernel.api, context);
+  const Inputs inputs = inputs_of(kTemporalAttn, kernel, context);
   const Letters& sizes = inputs.sizes;
   check_node(kTemporalAttn, temporal_attn_error(sizes, kernel.heads));
   void* out = output(kernel.api, context, {sizes['B'], sizes['T'], sizes['S'], sizes['C']});
-  const mssts_temporal_attn call = temporal_attn_call(sizes, kernel.heads, kernel.dtype, inputs.data.data(), out);
+  const mssts_temporal_attn call = temporal_attn_call(sizes, kernel.heads, kernel.dtype, kernel.channels,
+                                                      inputs.widths.data(), inputs.data.data(), out);
   launch(kTemporalAttn, kernel, context, call, &mssts_cpu_temporal_attn_forward, kCudaTemporalAttn);
 }
 

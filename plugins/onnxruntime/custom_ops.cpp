@@ -79,13 +79,17 @@ struct Instance {
 
 void Op::create(const OrtKernelInfo* info, void** kernel) const {
   int64_t heads = 1;
+  Channels channels;
   if (&node == &kTemporalAttn) {
     check(api.KernelInfoGetAttribute_int64(info, "heads", &heads));
     check_node(node, heads_error(heads));
+    integers(api, info, "starts", &channels.starts);
+    integers(api, info, "ends", &channels.ends);
+    check_node(node, channels.error());
   }
   const auto compute = &node == &kDeformAttn ? &compute_deform_attn : &compute_temporal_attn;
   created_kernels += std::string(node.op) + (device == Device::kCpu ? " cpu " : " cuda ") + floats->name + "\n";
-  *kernel = new Instance{{api, device, floats->dtype, shapes->dtype, heads}, compute};
+  *kernel = new Instance{{api, device, floats->dtype, shapes->dtype, heads, channels}, compute};
 }
 
 const Op& op_of(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "api.h"
+#include "common/node.h"
 
 namespace mssts::ort {
 
@@ -65,10 +66,27 @@ inline void infer_deform_attn(const OrtApi& api, OrtShapeInferContext* context) 
   declare_output(api, context, {offsets[0], offsets[1], channels});
 }
 
-// query [B,T,S,C] → the same
+// The first integer of a node's attribute, or `otherwise` where it has none of that name.
+inline int64_t first_integer(const OrtApi& api, const OrtShapeInferContext* context, const char* name,
+                             int64_t otherwise) {
+  const OrtOpAttr* attribute = nullptr;
+  if (OrtStatus* status = api.ShapeInferContext_GetAttribute(context, name, &attribute)) {
+    api.ReleaseStatus(status);
+    return otherwise;
+  }
+  std::array<int64_t, 3> integers{};
+  size_t bytes = 0;
+  check(api.ReadOpAttr(attribute, ORT_OP_ATTR_INTS, integers.data(), sizeof integers, &bytes));
+  return integers[0];
+}
+
+// query [B,T,S,C] → the same, but the channels of the query alone
 inline void infer_temporal_attn(const OrtApi& api, OrtShapeInferContext* context) {
-  const auto query = inferred_sizes(api, context, 0);
-  if (query.size() == 4) declare_output(api, context, query);
+  auto query = inferred_sizes(api, context, 0);
+  if (query.size() != 4) return;
+  const int64_t end = first_integer(api, context, "ends", Channels::kLast);
+  if (end != Channels::kLast) query[3] = {end - first_integer(api, context, "starts", 0), ""};
+  declare_output(api, context, query);
 }
 
 }  // namespace mssts::ort

@@ -2,9 +2,11 @@
 // kernels through the C ABI, on OpenVINO's own threads.
 #include <mssts/kernels.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <openvino/core/extension.hpp>
@@ -43,13 +45,17 @@ void check_node(const Node& node, const std::string& wrong) {
 struct Inputs {
   Letters sizes;
   std::array<const void*, 5> data{};
+  std::array<int64_t, 5> widths{};  // of the tensors' last dimension
 };
 
-Inputs inputs_of(const Node& node, const ov::TensorVector& tensors) {
+Inputs inputs_of(const Node& node, const ov::TensorVector& tensors, const Channels& channels = {}) {
   Inputs inputs;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const ov::Shape& shape = tensors[i].get_shape();
-    check_node(node, inputs.sizes.bind(node.tensors[i], Sizes(shape.begin(), shape.end())));
+    Sizes sizes(shape.begin(), shape.end());
+    inputs.widths[i] = sizes.empty() ? 0 : sizes.back();
+    check_node(node, channels.take(static_cast<int32_t>(i), &sizes));
+    check_node(node, inputs.sizes.bind(node.tensors[i], sizes));
     inputs.data[i] = tensors[i].data();
   }
   return inputs;
@@ -84,7 +90,7 @@ class MSDeformAttn : public ov::op::Op {
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const auto [sizes, data] = inputs_of(kDeformAttn, inputs);
+    const auto [sizes, data, widths] = inputs_of(kDeformAttn, inputs);
     check_node(kDeformAttn, deform_attn_error(sizes));
     const ov::Shape& value = inputs[0].get_shape();
     outputs[0].set_shape({value[0], inputs[3].get_shape()[1], value[2] * value[3]});
@@ -97,36 +103,54 @@ class MSDeformAttn : public ov::op::Op {
   }
 };
 
-// query [B,T,S,C], key and value [B,U,S,C] → [B,T,S,C].
+// query [B,T,S,C], key and value [B,U,S,C] → [B,T,S,C]; each is a part of its tensor's channels.
 class SplitTemporalAttn : public ov::op::Op {
  public:
   OPENVINO_OP("SplitTemporalAttn", "mssts");
   SplitTemporalAttn() = default;
-  SplitTemporalAttn(const ov::OutputVector& inputs, int64_t heads) : Op(inputs), heads_(heads) {
+  SplitTemporalAttn(const ov::OutputVector& inputs, int64_t heads, std::vector<int64_t> starts,
+                    std::vector<int64_t> ends)
+      : Op(inputs), heads_(heads), starts_(std::move(starts)), ends_(std::move(ends)) {
     constructor_validate_and_infer_types();
   }
 
   void validate_and_infer_types() override {
     NODE_VALIDATION_CHECK(this, get_input_size() == 3 && heads_ > 0, "SplitTemporalAttn takes 3 inputs and `heads`");
-    set_output_type(0, get_input_element_type(0), get_input_partial_shape(0));
+    NODE_VALIDATION_CHECK(this, starts_.size() == 3 && ends_.size() == 3, "attributes starts and ends have 3 integers");
+    const std::string wrong = channels().error();
+    NODE_VALIDATION_CHECK(this, wrong.empty(), wrong);
+    ov::PartialShape out = get_input_partial_shape(0);
+    if (out.rank().is_static() && out.size() == 4) {
+      if (ends_[0] != Channels::kLast) {
+        out[3] = ends_[0] - starts_[0];
+      } else if (starts_[0] != 0) {
+        out[3] = out[3].is_static() ? ov::Dimension(out[3].get_length() - starts_[0]) : ov::Dimension::dynamic();
+      }
+    }
+    set_output_type(0, get_input_element_type(0), out);
   }
 
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<SplitTemporalAttn>(inputs, heads_);
+    return std::make_shared<SplitTemporalAttn>(inputs, heads_, starts_, ends_);
   }
 
   bool visit_attributes(ov::AttributeVisitor& visitor) override {
     visitor.on_attribute("heads", heads_);
+    visitor.on_attribute("starts", starts_);
+    visitor.on_attribute("ends", ends_);
     return true;
   }
   bool has_evaluate() const override { return true; }
 
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const auto [sizes, data] = inputs_of(kTemporalAttn, inputs);
+    const Channels parts = channels();
+    const auto [sizes, data, widths] = inputs_of(kTemporalAttn, inputs, parts);
     check_node(kTemporalAttn, temporal_attn_error(sizes, heads_));
-    outputs[0].set_shape(inputs[0].get_shape());
-    mssts_temporal_attn call =
-        temporal_attn_call(sizes, heads_, dtype_of(inputs[0].get_element_type()), data.data(), outputs[0].data());
+    ov::Shape out = inputs[0].get_shape();
+    out[3] = static_cast<size_t>(sizes['C']);
+    outputs[0].set_shape(out);
+    mssts_temporal_attn call = temporal_attn_call(sizes, heads_, dtype_of(inputs[0].get_element_type()), parts,
+                                                  widths.data(), data.data(), outputs[0].data());
     set_strides(call.query_strides, inputs[0]);
     set_strides(call.key_strides, inputs[1]);
     set_strides(call.value_strides, inputs[2]);
@@ -136,6 +160,13 @@ class SplitTemporalAttn : public ov::op::Op {
   }
 
  private:
+  Channels channels() const {
+    Channels channels;
+    std::copy_n(starts_.begin(), 3, channels.starts.begin());
+    std::copy_n(ends_.begin(), 3, channels.ends.begin());
+    return channels;
+  }
+
   // OpenVINO gives bytes of all four dimensions; the kernel wants elements of the first three.
   static void set_strides(int64_t (&strides)[3], const ov::Tensor& tensor) {
     const ov::Strides bytes = tensor.get_strides();
@@ -143,6 +174,7 @@ class SplitTemporalAttn : public ov::op::Op {
   }
 
   int64_t heads_ = 0;
+  std::vector<int64_t> starts_{0, 0, 0}, ends_{Channels::kLast, Channels::kLast, Channels::kLast};
 };
 
 using ov::frontend::NodeContext;
@@ -155,7 +187,10 @@ ov::OutputVector deformable(const NodeContext& node) {
 
 ov::OutputVector temporal(const NodeContext& node) {
   const ov::OutputVector inputs{node.get_input(0), node.get_input(1), node.get_input(2)};
-  return std::make_shared<SplitTemporalAttn>(inputs, node.get_attribute<int64_t>("heads"))->outputs();
+  using Integers = std::vector<int64_t>;
+  const auto starts = node.get_attribute<Integers>("starts", Integers{0, 0, 0});
+  const auto ends = node.get_attribute<Integers>("ends", Integers{Channels::kLast, Channels::kLast, Channels::kLast});
+  return std::make_shared<SplitTemporalAttn>(inputs, node.get_attribute<int64_t>("heads"), starts, ends)->outputs();
 }
 
 }  // namespace

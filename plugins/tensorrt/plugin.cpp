@@ -22,6 +22,11 @@ bool Plugin::counts_fit(int32_t inputs, int32_t outputs) const {
                                       ") and 1");
 }
 
+std::string Plugin::bind(Letters& letters, int32_t position, Sizes sizes) const {
+  const std::string wrong = position < node_.input_count ? take_part(position, &sizes) : "";
+  return wrong.empty() ? letters.bind(node_.tensors[position], sizes) : wrong;
+}
+
 nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(PluginCapabilityType type) noexcept {
   switch (type) {
     case PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
@@ -52,7 +57,7 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count, co
     Letters letters;
     std::string wrong;
     for (int32_t i = 0; i < input_count && wrong.empty(); ++i) {
-      wrong = letters.bind(node_.tensors[i], sizes_of(inputs[i]));
+      wrong = bind(letters, i, sizes_of(inputs[i]));
     }
     if (wrong.empty()) {
       outputs[0] = output_shape(inputs, builder);
@@ -91,7 +96,7 @@ bool Plugin::accepts(const PluginTensorDesc* const* tensors) const {
     if (wrong.empty() && tensors[i]->format != TensorFormat::kLINEAR) {
       wrong = std::string(tensor.name) + " must have linear format";
     }
-    if (wrong.empty()) wrong = letters.bind(tensor, sizes_of(tensors[i]->dims));
+    if (wrong.empty()) wrong = bind(letters, i, sizes_of(tensors[i]->dims));
     if (!wrong.empty()) return reject(Severity::kERROR, wrong);
   }
   const std::string wrong = size_error(letters, sizes_of(tensors[node_.input_count]->dims));
@@ -143,7 +148,7 @@ bool Plugin::is_prepared(const PluginTensorDesc* inputs) const noexcept {
 void Plugin::prepare_for(const PluginTensorDesc* inputs) {
   Letters letters;
   for (int32_t i = 0; i < node_.input_count; ++i) {
-    letters.bind(node_.tensors[i], sizes_of(inputs[i].dims));
+    bind(letters, i, sizes_of(inputs[i].dims));
     prepared_dims_[i] = inputs[i].dims;
     prepared_types_[i] = inputs[i].type;
   }

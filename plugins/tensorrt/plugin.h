@@ -71,6 +71,8 @@ class Plugin : public nvinfer1::IPluginV3,
   }
   Plugin(const Plugin&) = default;
 
+  // Makes the sizes of an input those of the part that the node takes; "" or what is wrong.
+  virtual std::string take_part(int32_t, Sizes*) const { return ""; }
   // What is wrong with the sizes beyond its letters; "" if nothing.
   virtual std::string size_error(const Letters& letters, const Sizes& output) const = 0;
   virtual DimsExprs output_shape(const DimsExprs* inputs, nvinfer1::IExprBuilder& builder) const = 0;
@@ -83,6 +85,8 @@ class Plugin : public nvinfer1::IPluginV3,
 
  private:
   bool counts_fit(int32_t inputs, int32_t outputs) const;
+  // Binds the part of a tensor; "" or what is wrong.
+  std::string bind(Letters& letters, int32_t position, Sizes sizes) const;
   // Logs what is wrong with types, formats and sizes of a whole set of tensors; true if nothing.
   bool accepts(const PluginTensorDesc* const* tensors) const;
   // Whether the prepared call is of these sizes and types. It allocates nothing.

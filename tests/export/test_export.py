@@ -59,6 +59,13 @@ def test_our_ops_are_nodes_with_bodies_that_tensorrt_can_tell_apart(graph):
     assert "GridSample" not in {node.op_type for node in everything}
 
 
+def test_a_projection_of_queries_keys_and_values_is_not_cut(graph):
+    made_by = {output: node.op_type for node in graph.graph.node for output in node.output}
+    inputs = [node.input for node in graph.graph.node if node.op_type == "SplitTemporalAttn"]
+    assert not {made_by[name] for names in inputs for name in names} & {"Split", "Slice"}
+    assert {len(set(names)) for names in inputs} == {1, 2}  # q, k and v in one; k and v, or q and k
+
+
 def test_the_manifest_describes_the_file(exported):
     manifest = Manifest.read(exported[1])
     assert manifest.preset == "tiny"

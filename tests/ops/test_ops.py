@@ -18,6 +18,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from support.deformable import SHAPES, deformable_by_loops, deformable_inputs
+from support.packing import PACKINGS, attributes, packed
 
 from mssts.export.options import OPSET
 from mssts.kernels import library
@@ -93,6 +94,26 @@ def test_temporal_attention_has_right_gradients(either):
     torch.autograd.gradcheck(lambda q, k, v: split_temporal_attn(q, k, v, heads=2), leaves)
 
 
+@pytest.mark.parametrize("parts", PACKINGS.values(), ids=PACKINGS.keys())
+def test_packed_queries_keys_and_values_compute_what_separate_ones_do(either, parts):
+    gen = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(2, 3, 4, 8, generator=gen, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    expected = split_temporal_attn(*tokens, heads=2)
+    found = split_temporal_attn(*packed(parts, *tokens), heads=2, channels=8, parts=parts)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    for gradient, wanted in zip(
+        torch.autograd.grad(found.square().sum(), tokens), torch.autograd.grad(expected.square().sum(), tokens),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-13)
+
+
+def test_a_part_that_a_tensor_does_not_have_is_an_error(either):
+    tokens = torch.zeros(1, 2, 3, 16)
+    with pytest.raises(RuntimeError, match="a tensor of 16 channels has no part 2 of 8 channels"):
+        split_temporal_attn(tokens, tokens, tokens, heads=2, channels=8, parts=(0, 1, 2))
+
+
 def run_function(op_type, inputs, attributes, out_dtype):
     """Runs one node with its function body in ONNX Runtime, all sizes free."""
     names = list(inputs)
@@ -150,4 +171,14 @@ def test_the_body_of_temporal_attention_computes_the_op(U):
     exact = split_temporal_attn(q.double(), k.double(), v.double(), heads=3).numpy()
     feeds = {"query": q.numpy(), "key": k.numpy(), "value": v.numpy()}
     found = run_function("SplitTemporalAttn", feeds, {"heads": 3}, TensorProto.FLOAT)
+    assert np.abs(found - exact).max() <= 32 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("parts", PACKINGS.values(), ids=PACKINGS.keys())
+def test_the_body_of_temporal_attention_takes_parts(parts):
+    gen = torch.Generator().manual_seed(1)
+    tokens = [torch.randn(2, 3, 5, 12, generator=gen) for _ in range(3)]
+    feeds = {n: x.numpy() for n, x in zip(("query", "key", "value"), packed(parts, *tokens), strict=True)}
+    exact = split_temporal_attn(*(x.double() for x in tokens), heads=3).numpy()
+    found = run_function("SplitTemporalAttn", feeds, {"heads": 3, **attributes(parts, 12)}, TensorProto.FLOAT)
     assert np.abs(found - exact).max() <= 32 * np.finfo(np.float32).eps

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from support.packing import PACKINGS, attributes, packed
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 onnx = pytest.importorskip("onnx")
@@ -17,8 +19,14 @@ DEFORM = {"value": (1, 6, 2, 4), "shapes": (1, 2), "reference": (1, 3, 1, 2), "o
 TEMPORAL = {"query": (1, 5, 3, 8), "key": (1, 10, 3, 8), "value": (1, 10, 3, 8)}
 
 
-def infer(op: str, tensors: dict[str, tuple[int, ...]], **attributes: int) -> np.ndarray:
-    """The output of one node for tensors of these sizes.
+def infer(op: str, tensors: dict[str, tuple[int, ...]], **attributes: int | list[int]) -> np.ndarray:
+    """The output of one node for ones of these sizes."""
+    ones = {n: np.array([[2, 3]]) if n == "shapes" else np.ones(x, np.float32) for n, x in tensors.items()}
+    return run(op, ones, **attributes)
+
+
+def run(op: str, feeds: dict[str, np.ndarray], **attributes: int | list[int]) -> np.ndarray:
+    """The output of one node.
 
     The model leaves the sizes open.
     """
@@ -30,14 +38,13 @@ def infer(op: str, tensors: dict[str, tuple[int, ...]], **attributes: int) -> np
         kind = TensorProto.INT64 if name == "shapes" else TensorProto.FLOAT
         return helper.make_tensor_value_info(name, kind, [f"{name}{i}" for i in range(rank)])
 
-    node = helper.make_node(op, list(tensors), ["out"], domain="mssts", **attributes)
+    node = helper.make_node(op, list(feeds), ["out"], domain="mssts", **attributes)
     rank = 3 if op == "MSDeformAttn" else 4
-    graph = helper.make_graph([node], "one", [info(n, len(x)) for n, x in tensors.items()], [info("out", rank)])
+    graph = helper.make_graph([node], "one", [info(n, x.ndim) for n, x in feeds.items()], [info("out", rank)])
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("mssts", 1)]
     core = openvino.Core()
     core.add_extension(str(found.path))
     model = core.read_model(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
-    feeds = {n: np.array([[2, 3]]) if n == "shapes" else np.ones(x, np.float32) for n, x in tensors.items()}
     return core.compile_model(model, "CPU")(feeds)["out"]
 
 
@@ -45,6 +52,21 @@ def test_sizes_that_agree_are_computed():
     assert infer("MSDeformAttn", DEFORM).shape == (1, 3, 8)
     # The mean of ones, whose weights sum to 1 within their rounding.
     np.testing.assert_allclose(infer("SplitTemporalAttn", TEMPORAL, heads=2), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", PACKINGS.values(), ids=PACKINGS.keys())
+def test_parts_of_one_tensor_are_read_where_they_are(parts):
+    gen = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(1, 5, 3, 8, generator=gen) for _ in range(3)]
+    separate = {n: x.numpy() for n, x in zip(TEMPORAL, tokens, strict=True)}
+    together = {n: x.numpy() for n, x in zip(TEMPORAL, packed(parts, *tokens), strict=True)}
+    found = run("SplitTemporalAttn", together, heads=2, **attributes(parts, 8))
+    np.testing.assert_array_equal(found, run("SplitTemporalAttn", separate, heads=2))
+
+
+def test_a_part_that_a_tensor_does_not_have_is_an_error():
+    with pytest.raises(RuntimeError, match="value has 8 channels, but attributes starts and ends are 16 to 24"):
+        infer("SplitTemporalAttn", TEMPORAL, heads=2, starts=[0, 0, 16], ends=[8, 8, 24])
 
 
 @pytest.mark.parametrize(

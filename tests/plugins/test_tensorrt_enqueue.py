@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.cuda_backends import build_emulation, missing_tool
 from support.deformable import deformable_by_loops, deformable_inputs
+from support.packing import PACKINGS, attributes, packed
 from support.tensorrt_driver import Built, Driver, Reply, compile_for_gpu
 
 from mssts import kernels
@@ -102,6 +103,20 @@ def test_enqueue_computes_temporal_attention(running, tmp_path, dtype, frames, k
     out = enqueue(running, tmp_path, [query, key, value], (2, frames, 6, 32))
     with reference_ops():
         expected = split_temporal_attn(query.double(), key.double(), value.double(), 2)
+    assert (out - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max() + 2e-6
+
+
+@pytest.mark.parametrize("parts", PACKINGS.values(), ids=PACKINGS.keys())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_enqueue_reads_parts_of_one_tensor_where_they_are(running, tmp_path, dtype, parts):
+    gen = torch.Generator().manual_seed(1)
+    tokens = [torch.randn(2, 5, 6, 32, generator=gen).to(dtype) for _ in range(3)]
+    fields = [f"{name}:int32:{','.join(map(str, x))}" for name, x in attributes(parts, 32).items()]
+    running("create", "SplitTemporalAttn", "runtime", "heads:int32:2", *fields)
+    running("clone")
+    out = enqueue(running, tmp_path, packed(parts, *tokens), (2, 5, 6, 32))
+    with reference_ops():
+        expected = split_temporal_attn(*(x.double() for x in tokens), 2)
     assert (out - expected).abs().max() <= ROUNDING[dtype] * expected.abs().max() + 2e-6
 
 

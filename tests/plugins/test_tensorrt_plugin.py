@@ -13,6 +13,7 @@ names).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.tensorrt_driver import Built, Driver, Reply
+
+from mssts import kernels
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Error of the 16-bit kernels beyond the rounding of the result: none, as arithmetic is in fp32.
@@ -37,7 +40,7 @@ def driver(built: Built, start: Callable[..., Driver]) -> Driver:
 
 
 NAMES = ("MSDeformAttn", "SplitTemporalAttn")
-CREATORS = [["MSDeformAttn", "1", "", []], ["SplitTemporalAttn", "1", "", ["heads"]]]
+CREATORS = [["MSDeformAttn", "1", "", []], ["SplitTemporalAttn", "1", "", ["heads", "starts", "ends"]]]
 
 
 # Triton opens with now and local, trtexec --staticPlugins with lazy and local, Python with now and either.
@@ -143,10 +146,40 @@ def test_heads_are_read_from_the_node(driver, fields, heads):
     assert driver("fields").result == [["heads", heads]]
 
 
+def test_the_timing_caches_id_has_the_hash_of_the_kernels(driver, start):
+    for op, *fields in (("MSDeformAttn",), ("SplitTemporalAttn", "heads:int32:4")):
+        driver("create", op, "build", *fields)
+        assert str(driver("timing").result).endswith(" kernels=0123")  # what the tests compile it with
+    real = kernels.library("tensorrt")
+    if real.path is None or real.reason:
+        pytest.skip(f"the TensorRT plugins: {real.reason}")
+    other = start()
+    other("dlopen", real.path, "now", "local")
+    other("create", "MSDeformAttn", "build")
+    assert re.search(" kernels=[0-9a-f]{16}$", str(other("timing").result))
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_parts_are_read_from_the_node(driver, kind):
+    parts = [f"starts:{kind}:0,16,32", f"ends:{kind}:16,32,48"]
+    driver("create", "SplitTemporalAttn", "build", "heads:int32:2", *parts)
+    fields = [["heads", 2], ["starts", 0, 16, 32], ["ends", 16, 32, 48]]
+    assert driver("fields").result == fields
+    identities = driver("timing"), driver("metadata")
+    driver("recreate")
+    driver("clone")
+    assert (driver("timing"), driver("metadata"), driver("fields").result) == (*identities, fields)
+    assert driver("shapes", "B,T,S,48", "B,T,S,48", "B,T,S,48").result == ["B", "T", "S", "16"]
+    driver("create", "SplitTemporalAttn", "build", "heads:int32:2")
+    assert driver("timing") != identities[0]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ([], "heads is missing"),
+        (["heads:int32:2", "starts:int32:0,1"], "attribute starts must be three integers"),
+        (["heads:int32:2", "starts:int32:0,4,4", "ends:int32:4,4,8"], "are 4 to 4 for key, expected a start"),
         (["heads:int32:0"], "heads is 0, expected 1 or more"),
         (["heads:int64:-3"], "heads is -3"),
         (["heads:int64:4294967296"], "heads is 4294967296"),
@@ -313,6 +346,14 @@ def test_sizes_of_temporal_attention_are_checked(driver, call, tensors, message)
         assert reply.result != 0 and reply.says("mssts SplitTemporalAttn: ", message)
     else:
         assert reply == Reply(0, [])
+
+
+def test_parts_that_a_tensor_does_not_have_are_refused(driver):
+    driver("create", "SplitTemporalAttn", "build", "heads:int32:4", "starts:int32:0,0,64", "ends:int32:64,64,128")
+    good = "bfloat16:2,5,30,64 bfloat16:2,10,30,128 bfloat16:2,10,30,128 bfloat16:2,5,30,64"
+    assert driver("configure", *good.split()) == Reply(0, [])
+    reply = driver("configure", *good.replace("2,10,30,128 bfloat16:2,5", "2,10,30,127 bfloat16:2,5").split())
+    assert reply.says("value has 127 channels, but attributes starts and ends are 64 to 128")
 
 
 def test_sizes_that_are_not_known_yet_pass(driver):

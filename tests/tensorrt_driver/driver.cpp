@@ -82,7 +82,7 @@ class Driver {
     if (name == "register") return register_plugins();
     if (name == "build") return quoted(symbol<const char* (*)()>("mssts_tensorrt_build")());
     if (name == "creators") return creators(words);  // of these names
-    if (name == "create") return create(words);      // op, build|runtime, field:type:value…
+    if (name == "create") return create(words);      // op, build|runtime, field:type:value,value…
     if (name == "use") return use(std::stoul(words.at(0)));
     if (name == "capabilities") return capabilities();
     if (name == "types") return types(words);
@@ -173,15 +173,19 @@ class Driver {
     for (size_t i = 2; i < words.size(); ++i) {
       const Words parts = split(words[i], ':');
       names.push_back(parts.at(0));
-      data.emplace_back(1);
-      PluginField field(names.back().c_str(), data.back().data(), PluginFieldType::kUNKNOWN, 1);
-      const int64_t value = parts.at(1) == "char" ? 0 : std::stoll(parts.at(2));
+      const Words values = parts.at(1) == "char" ? Words{"0"} : split(parts.at(2), ',');
+      data.emplace_back(values.size());
+      PluginField field(names.back().c_str(), data.back().data(), PluginFieldType::kUNKNOWN,
+                        static_cast<int32_t>(values.size()));
       if (parts[1] == "int32") {
-        const auto narrow = static_cast<int32_t>(value);
-        std::memcpy(data.back().data(), &narrow, sizeof(narrow));
+        for (size_t n = 0; n < values.size(); ++n) {
+          const auto narrow = static_cast<int32_t>(std::stoll(values[n]));
+          std::memcpy(reinterpret_cast<char*>(data.back().data()) + n * sizeof narrow, &narrow, sizeof narrow);
+        }
         field.type = PluginFieldType::kINT32;
       } else if (parts[1] == "int64") {
-        data.back()[0] = value;
+        std::transform(values.begin(), values.end(), data.back().begin(),
+                       [](const std::string& value) { return std::stoll(value); });
         field.type = PluginFieldType::kINT64;
       } else {
         std::memcpy(data.back().data(), parts.size() > 2 ? parts[2].c_str() : "", 1);
@@ -336,8 +340,11 @@ class Driver {
     Words items;
     for (int32_t i = 0; i < all->nbFields; ++i) {
       const PluginField& field = all->fields[i];
-      if (field.type != PluginFieldType::kINT32 || field.length != 1) throw std::runtime_error("not one INT32");
-      items.push_back(joined({quoted(field.name), std::to_string(*static_cast<const int32_t*>(field.data))}));
+      if (field.type != PluginFieldType::kINT32) throw std::runtime_error("not INT32");
+      Words words{quoted(field.name)};
+      const auto* const values = static_cast<const int32_t*>(field.data);
+      for (int32_t n = 0; n < field.length; ++n) words.push_back(std::to_string(values[n]));
+      items.push_back(joined(words));
     }
     return joined(items);
   }
