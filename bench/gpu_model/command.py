@@ -166,7 +166,10 @@ def design_rows() -> Iterator[dict[str, Any]]:
 
 
 def backward_rows(kernels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The fp16 backward's reductions, with and without sums of coarse levels in shared memory."""
+    """The fp16 backward's reductions.
+
+    With and without sums of coarse levels in shared memory.
+    """
     from mssts.bench.gpu_model.reductions import reduction_rows
 
     built = next(

@@ -1,4 +1,6 @@
-"""Reductions of MSDeformAttn's backward: what grad_value costs the L2, and what it would cost on chip.
+"""Reductions of MSDeformAttn's backward: the cost of grad_value.
+
+It is compared with that of sums on chip.
 
 Every corner of a point that lies inside adds the D channels of its head, in fp32, to grad_value: to L2 today. A design
 that keeps the sums of coarse levels in shared memory runs three blocks for each head of a frame, which write them out
@@ -32,9 +34,9 @@ class Reductions:
     """Of one call.
 
     Attributes:
-        l2_bytes: of additions that the L2 makes, those of the blocks' sums at their end included.
+        l2_bytes: of reductions that the L2 makes, those of the blocks' sums at their end included.
         shared_bytes: of a block.
-        shared_additions: corners that are added to shared memory.
+        shared_reductions: corners that are added to shared memory.
         turns: of the loop of an addition there, for those of one warp: as many as items that share a token.
         added_instructions: for each point, on average over all.
         busy: multiprocessors.
@@ -42,7 +44,7 @@ class Reductions:
 
     l2_bytes: float
     shared_bytes: int
-    shared_additions: int
+    shared_reductions: int
     turns: float
     added_instructions: float
     busy: int
@@ -50,7 +52,10 @@ class Reductions:
 
 @functools.lru_cache
 def reductions(workload: DeformWorkload, on_chip: tuple[int, ...]) -> Reductions:
-    """Those of an encoder's call whose sums of the levels `on_chip` lie in shared memory."""
+    """Those of an encoder's call.
+
+    Its sums of the levels `on_chip` lie in shared memory.
+    """
     import torch
 
     inputs = workload.make(torch.float32, "cpu", 0)
@@ -60,19 +65,24 @@ def reductions(workload: DeformWorkload, on_chip: tuple[int, ...]) -> Reductions
     chosen = np.isin(level_of_point, on_chip)
     slices = workload.frames * workload.heads
     shared_bytes = row * sum(h * w for level, (h, w) in enumerate(workload.shapes) if level in on_chip)
-    additions = int(inside[..., chosen, :].sum())
+    on_chip_corners = int(inside[..., chosen, :].sum())
     written = slices * BLOCKS_OF_SLICE * shared_bytes
-    l2_bytes = (int(inside.sum()) - additions) * row + written
+    l2_bytes = (int(inside.sum()) - on_chip_corners) * row + written
     if not on_chip:
         return Reductions(l2_bytes, 0, 0, 0.0, 0.0, MULTIPROCESSORS)
     turns = _turns(tokens[..., chosen, :], inside[..., chosen, :], query_order(workload.shapes))
     loops = LANE_CHANNELS * LOOP_INSTRUCTIONS * turns - 1  # in place of one reduction
     added = 4 * loops / WARP_ITEMS * chosen.mean()
-    return Reductions(l2_bytes, shared_bytes, additions, turns, added, min(slices * BLOCKS_OF_SLICE, MULTIPROCESSORS))
+    return Reductions(
+        l2_bytes, shared_bytes, on_chip_corners, turns, added, min(slices * BLOCKS_OF_SLICE, MULTIPROCESSORS)
+    )
 
 
 def _turns(tokens: np.ndarray, inside: np.ndarray, order: np.ndarray) -> float:
-    """The mean of how many of a warp's items, neighbours in `order`, share the token that the most share."""
+    """The mean, over loads, of the most items of a warp that share a token.
+
+    Items are neighbours in `order`.
+    """
     whole = order[: len(order) // WARP_ITEMS * WARP_ITEMS]
     found = []
     for frame_tokens, frame_inside in zip(tokens, inside, strict=True):
@@ -95,7 +105,7 @@ def reduction_rows(
         workload: an encoder's.
         instructions: that the built backward issues for each point.
         issues_per_second: of all multiprocessors.
-        l2_rate: additions of the L2, in bytes a second.
+        l2_rate: reductions of the L2, in bytes a second.
         l1_rate: of all shared memories, in bytes a second.
     """
     row = workload.channels * ITEMSIZE
@@ -104,7 +114,7 @@ def reduction_rows(
         share = found.busy / MULTIPROCESSORS
         issue_us = (instructions + found.added_instructions) * workload.samples / (issues_per_second * share) * 1e6
         l2_us = found.l2_bytes / l2_rate * 1e6
-        shared_us = 2 * row * found.turns * found.shared_additions / (l1_rate * share) * 1e6
+        shared_us = 2 * row * found.turns * found.shared_reductions / (l1_rate * share) * 1e6
         yield {
             "levels_on_chip": list(on_chip), "offset_pixels": workload.offset_pixels,
             "l2_reductions_mb": found.l2_bytes / 1e6, "shared_kb": found.shared_bytes / 1e3, "turns": found.turns,

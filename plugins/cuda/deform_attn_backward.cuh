@@ -3,7 +3,7 @@
 //
 // All updates go to L2 (red). Sums of the coarse levels in shared memory, flushed by three blocks a head and frame,
 // were weighed by `mssts bench gpu-model` (reductions, fp16, offsets of 2 pixels): levels 2 and 3 would leave 714 of
-// 1,216 MB of the L2's additions, but shared memory has no fp32 addition, only a loop around a compare-and-swap: 62.5
+// 1,216 MB of the L2's reductions, but shared memory has no fp32 addition, only a loop around a compare-and-swap: 62.5
 // instructions a point instead of 53.9, on 120 of 132 multiprocessors, 230 us of issue instead of 180. That is no gain
 // while the L2 adds at its rate of loads (221 us at 5.5 TB/s), and one below 5.3 TB/s. What it does add at is not
 // known without a GPU: `lts__t_sectors_op_red` of bench/gpu_session.sh and the backward's time give it.

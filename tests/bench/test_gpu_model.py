@@ -55,7 +55,7 @@ def test_additions_of_the_backward_are_those_of_corners_inside() -> None:
     # A level's tokens and the fp32 sums of 32 channels, written out by three blocks of the one head and frame.
     assert on_chip.shared_bytes == 4 * 8 * 128 and on_chip.busy == 3
     per_level = (reductions(still, ()).l2_bytes - on_chip.l2_bytes + 3 * on_chip.shared_bytes) / 128
-    assert per_level == on_chip.shared_additions < still.tokens * still.points * 4
+    assert per_level == on_chip.shared_reductions < still.tokens * still.points * 4
     # Neighbours of the finer level often share a token of the coarser one; a warp has four.
     assert 1 < on_chip.turns <= 4
     assert on_chip.added_instructions > 0 == reductions(still, ()).added_instructions
@@ -131,7 +131,10 @@ def test_the_recorded_figures_keep_the_goals() -> None:
 
 
 def test_the_recorded_figures_are_those_of_the_decision_for_sums_in_l2() -> None:
-    """The decision stands in deform_attn_backward.cuh: on chip they do not pay at the L2's rate of loads."""
+    """On chip they do not pay at the L2's rate of loads.
+
+    The decision stands in deform_attn_backward.cuh.
+    """
     record = json.loads((Path(__file__).parents[2] / "bench/results/gpu_model.json").read_text(encoding="utf-8"))
     for offset in (0.5, 2.0):
         rows = [row for row in record["reductions"] if row["offset_pixels"] == offset]

@@ -18,7 +18,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from support.deformable import deformable_by_loops, deformable_inputs
-from support.packing import PACKINGS, attributes, packed
 from support.small_model import small
 
 from mssts import contract, kernels
@@ -66,13 +65,11 @@ def deform_attn_model(dtype=torch.float32, shapes_dtype=TensorProto.INT64, refer
     return one_node("MSDeformAttn", infos, stored, outer, 3, {})
 
 
-def temporal_attn_model(dtype=torch.float32, heads: int | None = 2, **parts: list[int]) -> bytes:
+def temporal_attn_model(dtype=torch.float32, heads: int | None = 2) -> bytes:
     """A model of one SplitTemporalAttn node between casts."""
     outer = TensorProto.DOUBLE if dtype == torch.float64 else TensorProto.FLOAT
     infos = {"query": (outer, "BTSC"), "key": (outer, "BUSC"), "value": (outer, "BUSC")}
-    if parts:
-        infos = {name: (outer, f"{letters[:3]}{name[0]}") for name, (_, letters) in infos.items()}
-    attributes = parts if heads is None else {"heads": heads, **parts}
+    attributes = {} if heads is None else {"heads": heads}
     return one_node("SplitTemporalAttn", infos, dict.fromkeys(infos, FLOATS[dtype]), outer, 4, attributes)
 
 
@@ -173,36 +170,6 @@ def test_temporal_attention_in_every_type(library, dtype, T, U, heads):
     assert np.abs(out - exact).max() <= bound(arithmetic)
     body = session_of(temporal_attn_model(dtype, heads), None).run(None, feeds)[0]
     assert np.abs(out - body).max() <= bound(arithmetic) + bound(torch.float32)
-
-
-@each_dtype
-@pytest.mark.parametrize("parts", PACKINGS.values(), ids=PACKINGS.keys())
-def test_parts_of_one_tensor_are_read_where_they_are(library, dtype, parts):
-    gen = torch.Generator().manual_seed(0)
-    tokens = [torch.randn(2, 5, 37, 32, generator=gen, dtype=torch.float64) for _ in range(3)]
-    names = ("query", "key", "value")
-    separate = feeds_of(dict(zip(names, tokens, strict=True)), dtype)
-    together = feeds_of(dict(zip(names, packed(parts, *tokens), strict=True)), dtype)
-    expected = session_of(temporal_attn_model(dtype), library).run(None, separate)[0]
-    model = temporal_attn_model(dtype, **attributes(parts, 32))
-    np.testing.assert_array_equal(session_of(model, library).run(None, together)[0], expected)
-    expected_body = session_of(temporal_attn_model(dtype), None).run(None, separate)[0]
-    np.testing.assert_array_equal(session_of(model, None).run(None, together)[0], expected_body)
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"starts": [0, 32, 64], "ends": [32, 64, 96]}, "value has 64 channels, but attributes .* are 64 to 96"),
-        ({"starts": [0, 32, 32], "ends": [16, 64, 64]}, r"key is \[1,2,3,32\], expected .* C = 16 as in query"),
-        ({"starts": [0, 32, 32], "ends": [32, 32, 64]}, "are 32 to 32 for key, expected a start"),
-        ({"starts": [0, 32], "ends": [32, 32, 64]}, "attribute starts has 2 integers, expected 3"),
-    ],
-)
-def test_parts_that_do_not_fit_are_an_error(library, parts, message):
-    tokens = np.zeros((1, 2, 3, 64), np.float32)
-    with pytest.raises(Exception, match=message):
-        session_of(temporal_attn_model(**parts), library).run(None, dict.fromkeys(("query", "key", "value"), tokens))
 
 
 def large_feeds() -> dict[str, np.ndarray]:
@@ -324,13 +291,6 @@ def test_the_shape_of_the_output_is_known_before_the_run(library, op_type):
     model.graph.output.append(helper.make_tensor_value_info("out_stored", TensorProto.FLOAT, [None] * rank))
     expected = ["N", "Q", 15] if op_type == "MSDeformAttn" else ["B", "T", "S", "C"]
     assert session_of(model.SerializeToString(), library).get_outputs()[0].shape == expected
-
-
-def test_the_shape_of_the_output_is_that_of_the_queries_part(library):
-    model = onnx.load_from_string(temporal_attn_model(**attributes(PACKINGS["qkv"], 32)))
-    del model.graph.node[-1], model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info("out_stored", TensorProto.FLOAT, [None] * 4))
-    assert session_of(model.SerializeToString(), library).get_outputs()[0].shape == ["B", "T", "S", 32]
 
 
 @pytest.fixture(scope="module")

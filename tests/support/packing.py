@@ -1,4 +1,7 @@
-"""Queries, keys and values as parts of one tensor, as a projection of several of them gives them."""
+"""Queries, keys and values as parts of one tensor.
+
+A projection of several of them gives them so.
+"""
 
 from __future__ import annotations
 
