@@ -1,7 +1,7 @@
 """Figures of linking: the same windows of long videos, linked in several ways.
 
-The engine sees each window once. What it found is then linked by the default, by the default less one of its parts, and
-by an oracle that knows the ground truth. The oracle shows what perfect identities are worth, not a strict bound: it
+The engine sees each window once. What it found is then linked by the default, by the default with one part changed,
+and by an oracle that knows the ground truth. The oracle shows what perfect identities are worth, not a strict bound: it
 leaves unlinked what overlaps no object.
 """
 
@@ -37,7 +37,7 @@ DEFAULT = LinkOptions()
 VARIANTS = {
     "default": DEFAULT,
     "no colours": replace(DEFAULT, colour_power=0),
-    "no classes": replace(DEFAULT, class_power=0),
+    "with classes": replace(DEFAULT, class_power=2),
     "no re-entry": replace(DEFAULT, reentry_frames=0),
     "no certainty": replace(DEFAULT, score_prior_frames=0),
 }

@@ -36,7 +36,8 @@ class LinkOptions:
         speed: by how much that distance grows from 1 with each frame out of sight.
         min_overlap: what overlaps by less in the frames that two windows share is another object.
         box_share: of boxes in that overlap, the rest being of masks.
-        class_power: of the likeness of classes.
+        class_power: of the likeness of classes. Nothing by default: what a window takes an object for changes more than
+            its colours do.
         colour_power: of the likeness of colours, which differ little: 0.9 is far from the same object.
         track_prior_frames: a track's weight grows with its life, and is half its score after so many frames. A new one
             then does not take an old one's object.
@@ -49,7 +50,7 @@ class LinkOptions:
     speed: float = 0.25
     min_overlap: float = 0.1
     box_share: float = 0.5
-    class_power: float = 2.0
+    class_power: float = 0.0
     colour_power: float = 12.0
     track_prior_frames: float = 20.0
     score_prior_frames: float = 2.0
@@ -154,8 +155,8 @@ class Linker:
     - the overlap over the frames that both windows hold, the mean of the masks' and the boxes' spatio-temporal IoU; or,
       where one of them is not visible in those frames (an object hidden just then, windows that share no frame), a
       tenth of the nearness of the boxes in which the object was last and is first seen,
-    - the likeness of their classes' scores, the track's over its whole life,
-    - the likeness of their colours, likewise,
+    - the likeness of their colours, the track's over its whole life,
+    - the likeness of their classes' scores, likewise, where the options ask for it,
     - both scores, the track's lowered while it is short.
 
     A detection without a pair starts a track. A track that is not visible for longer than the options allow ends, and

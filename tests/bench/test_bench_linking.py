@@ -59,7 +59,7 @@ def test_the_oracle_links_perfect_windows_perfectly_and_the_default_as_well(perf
     rows = {row["linking"]: row for row in measure_linking(perfect, FRAMES)}
     assert (rows["oracle"]["ap"], rows["oracle"]["hota"], rows["oracle"]["id_switches"]) == (1, 1, 0)
     assert rows["default"]["ap"] >= 0.98
-    assert {"no colours", "no classes", "no re-entry", "greedy assignment"} <= set(rows)
+    assert {"no colours", "with classes", "no re-entry", "greedy assignment"} <= set(rows)
     assert rows["no re-entry"]["hota"] <= rows["default"]["hota"]
 
 

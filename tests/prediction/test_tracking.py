@@ -122,13 +122,28 @@ def test_crossing_objects_keep_their_identities(clip_frames: int, overlap: int) 
     assert_follows(second, left)
 
 
-def test_an_object_of_another_class_in_the_same_place_is_another_object() -> None:
-    before: list[np.ndarray | None] = [square(10)] * 5 + [None] * 5
-    after: list[np.ndarray | None] = [None] * 5 + [square(10)] * 5
-    tracks = link(10, 5, 0, [(0, 0.9, before), (1, 0.8, after)])
+@pytest.mark.parametrize("by", ["colours", "classes"])
+def test_another_object_in_the_same_place_is_another(by: str) -> None:
+    """By its colours, or by its class where that is asked for."""
+    first, second = [square(10)] * 5, [None] * 5 + [square(10)] * 5
+    shades = np.eye(256, dtype=np.float32)[[3, 200 if by == "colours" else 3]]
+    linker = Linker(options=LinkOptions(class_power=2 if by == "classes" else 0))
+    linker.add(0, 5, found(0, 5, [(0, 0.9, first)]), shades[:1])
+    linker.add(5, 5, found(5, 10, [(1, 0.8, second)]), shades[1:])
+    tracks = linker.tracks()
     assert [track.label for track in tracks] == [0, 1]
-    assert_follows(tracks[0], before)
-    assert_follows(tracks[1], after)
+    assert_follows(tracks[0], first + [None] * 5)
+    assert_follows(tracks[1], second)
+
+
+def test_an_object_that_is_taken_for_another_class_stays_the_same() -> None:
+    masks = [square(10)] * 9
+    linker = Linker()
+    linker.add(0, 5, found(0, 5, [(0, 0.9, masks)]))
+    linker.add(4, 5, found(4, 9, [(1, 0.4, masks)]))
+    (track,) = linker.tracks()
+    assert_follows(track, masks)
+    assert track.label == 0
 
 
 def test_a_new_object_starts_a_track_and_a_gone_one_ends() -> None:
