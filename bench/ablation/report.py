@@ -42,7 +42,11 @@ def costs(preset_name: str, classes: int) -> dict[str, dict[str, float]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds, a row a configuration."""
+    """Mean and standard deviation over seeds, a row a configuration.
+
+    `ap_over_baseline` compares runs of one seed, which saw the same clips in the same order.
+    """
+    baseline = {row["seed"]: row["ap"] for row in rows if row["configuration"] == "baseline"}
     found = []
     for name in CONFIGURATIONS:
         own = [row for row in rows if row["configuration"] == name]
@@ -52,16 +56,26 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for figure in FIGURES:
             values = [row[figure] for row in own if row[figure] is not None]
             if values:
-                deviation = statistics.stdev(values) if len(values) > 1 else None
-                figures[figure] = {"mean": statistics.mean(values), "deviation": deviation}
+                figures[figure] = _spread(values)
+        gains = [row["ap"] - baseline[row["seed"]] for row in own if row["seed"] in baseline]
+        if gains and name != "baseline":
+            figures["ap_over_baseline"] = _spread(gains)
         found.append({"configuration": name, "seeds": [row["seed"] for row in own], **figures})
     return found
 
 
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation, None for the deviation of one value."""
+    return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}
+
+
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The summary for people."""
-    shown = ("ap", "ap75", "ap_oracle_classes", "ap_interrupted", "ap_motion_classes", "identity_switches")
-    headings = ("AP", "AP75", "oracle", "interrupted", "motion", "switches")
+    shown = (
+        "ap", "ap_over_baseline", "ap75", "ap_oracle_classes", "ap_interrupted", "ap_motion_classes",
+        "identity_switches",
+    )  # fmt: skip
+    headings = ("AP", "over baseline", "AP75", "oracle", "interrupted", "motion", "switches")
     found = [f"{'configuration':18}{'seeds':>6}" + "".join(f"{heading:>16}" for heading in headings)]
     for row in summary(rows):
         cells = []
@@ -69,7 +83,8 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
             value = row.get(figure)
             digits = 0 if figure == "identity_switches" else 3
             spread = value and value["deviation"]
-            text = "-" if value is None else f"{value['mean']:.{digits}f}"
+            sign = "+" if figure == "ap_over_baseline" else ""
+            text = "-" if value is None else f"{value['mean']:{sign}.{digits}f}"
             cells.append(f"{text} ± {spread:.{digits}f}" if spread is not None and value is not None else text)
         found.append(f"{row['configuration']:18}{len(row['seeds']):6}" + "".join(f"{cell:>16}" for cell in cells))
     return found

@@ -46,6 +46,10 @@ def test_a_summary_has_means_and_deviations(tmp_path: Path) -> None:
     assert second["ap"]["mean"] == pytest.approx(0.3)
     assert second["ap"]["deviation"] == pytest.approx(0.1414, abs=1e-4)
     assert "0.300 ± 0.141" in lines(rows)[2]
+    # Only the runs of seed 0 have a baseline that saw the same clips.
+    assert second["ap_over_baseline"] == {"mean": pytest.approx(0.1), "deviation": None}
+    assert "+0.100" in lines(rows)[2]
+    assert "ap_over_baseline" not in first
     pytest.importorskip("matplotlib")
     plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
