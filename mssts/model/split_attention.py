@@ -24,9 +24,9 @@ What they cost, as `mssts bench switches` measured it on two CPU cores (R50, 5 f
 6.7 s): intra-scale 0.40 M parameters and 1.05, inter-scale 0.42 M and 1.07, the decoder's temporal attention 1.32 M and
 1.03, all three 1.94 M and 1.12 (bench/results/switches_*.json).
 
-What they bring, as `mssts bench ablation` measured it with a small model on MovingShapes v1: the three together 1.6 ± 0.5
-points of AP over the baseline's 25.1 (mean and deviation of three seeds); alone, intra-scale 0.4 ± 1.1, inter-scale 0.9 ±
-1.4 and temporal attention 1.1 ± 1.2, which three seeds do not tell from chance (docs/benchmarks.md).
+What they bring, as `mssts bench ablation` measured it with a small model on MovingShapes v1: the three together 1.6 ±
+0.5 points of AP over the baseline's 25.1 (mean and deviation of three seeds); alone, intra-scale 0.4 ± 1.1, inter-scale
+0.9 ± 1.4 and temporal attention 1.1 ± 1.2, which three seeds do not tell from chance (docs/benchmarks.md).
 
 Parameters beside the paper's, whose Figure 1 has 49.3 M for SeqFormer and 50.6 M for MS-STS: its 49.3 M are the entries
 of the released state dict, buffers and unused layers included. Counted so, ours has 51.2 M. Parameters alone, trained
