@@ -145,11 +145,10 @@ def left_in(folder: Path) -> list[Path]:
 def slow_down(repository: Path, seconds: float) -> None:
     """Makes the engine of a model repository take so much longer, whatever the clip."""
     model_py = repository / "engine" / "1" / "model.py"
-    body = "        output = self.runner.infer("
     text = model_py.read_text(encoding="utf-8")
-    assert body in text
-    slow = f"        __import__('time').sleep({seconds})\n{body}"
-    model_py.write_text(text.replace(body, slow), encoding="utf-8")
+    slow, count = re.subn(r"( +)output = self\.runner\.infer\(", rf"\1time.sleep({seconds})\n\g<0>", text)
+    assert count == 1
+    model_py.write_text(slow, encoding="utf-8")
 
 
 def metrics(server: TritonServer) -> Counter[str]:
