@@ -303,14 +303,17 @@ class Linker:
         return np.where((hidden_KN <= self._options.reentry_frames) & (distance_KN <= reach_KN), near_KN, 0)
 
     def _likeness(self, objects: Sequence[Detection]) -> np.ndarray:
-        """How well classes and colours agree, float64 [K, N]."""
-        classes_KN = _cosines(
-            [track.weighted_scores for track in self._recent], [detection.scores for detection in objects]
-        )
+        """How well colours agree, and classes where they count, float64 [K, N]."""
         colours_KN = likeness(
             np.array([track.colours_D for track in self._recent]), np.array([found.colours_D for found in objects])
         )
-        return classes_KN**self._options.class_power * colours_KN**self._options.colour_power
+        agreement_KN = colours_KN**self._options.colour_power
+        if self._options.class_power:
+            classes_KN = _cosines(
+                [track.weighted_scores for track in self._recent], [detection.scores for detection in objects]
+            )
+            agreement_KN = classes_KN**self._options.class_power * agreement_KN
+        return agreement_KN
 
 
 def _centres(boxes_N4: np.ndarray) -> np.ndarray:
