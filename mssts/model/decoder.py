@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mssts.model.attention import DeformableAttention
 from mssts.model.config import ModelConfig
 from mssts.model.geometry import Geometry
-from mssts.model.layers import MLP, at_least_fp32, inverse_sigmoid
+from mssts.model.layers import MLP, LayerNorm, at_least_fp32, inverse_sigmoid
 from mssts.ops import split_temporal_attn
 from mssts.ops.exporting import is_exporting
 
@@ -84,7 +84,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(config.width, config.ffn_width)
         self.linear2 = nn.Linear(config.ffn_width, config.width)
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,17 +100,17 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, first: bool) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
-        self.self_norm = nn.LayerNorm(config.width)
+        self.self_norm = LayerNorm(config.width)
         self.self_attn_box = SelfAttention(config)
-        self.self_norm_box = nn.LayerNorm(config.width)
+        self.self_norm_box = LayerNorm(config.width)
         # Before the first cross-attention the box queries of all frames are one: there is nothing to attend to.
         temporal = config.switches.temporal_decoder and not first
         self.temporal = TemporalAttention(config) if temporal else None
         self.deformable = DeformableAttention(config)
         self.output_proj = nn.Linear(config.width, config.width)
-        self.cross_norm = nn.LayerNorm(config.width)
+        self.cross_norm = LayerNorm(config.width)
         self.output_proj_box = nn.Linear(config.width, config.width)
-        self.cross_norm_box = nn.LayerNorm(config.width)
+        self.cross_norm_box = LayerNorm(config.width)
         self.time_weight = nn.Linear(config.width, 1)
         self.ffn = FeedForward(config)
         self.ffn_box = FeedForward(config)

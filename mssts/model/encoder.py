@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from mssts.model.attention import DeformableAttention
 from mssts.model.config import ModelConfig
 from mssts.model.geometry import Geometry
+from mssts.model.layers import LayerNorm
 from mssts.model.split_attention import SplitAttention
 
 
@@ -21,10 +22,10 @@ class EncoderLayer(nn.Module):
         self.output_proj = nn.Linear(config.width, config.width)
         split = config.switches.intra_scale or config.switches.inter_scale
         self.split = SplitAttention(config) if split else None
-        self.norm1 = nn.LayerNorm(config.width)
+        self.norm1 = LayerNorm(config.width)
         self.linear1 = nn.Linear(config.width, config.ffn_width)
         self.linear2 = nn.Linear(config.ffn_width, config.width)
-        self.norm2 = nn.LayerNorm(config.width)
+        self.norm2 = LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens_BTSC: Tensor, position_BSC: Tensor, geometry: Geometry) -> Tensor:

@@ -20,11 +20,13 @@ def normalise(frames_BTHWC: Tensor, sizes_B2: Tensor) -> Tensor:
     """uint8 RGB frames → normalised images [B, T, 3, H, W], fp32, zero where padded."""
     device = frames_BTHWC.device
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
-    images = ((frames_BTHWC.float() - mean) / std).permute(0, 1, 4, 2, 3)
-    H, W = frames_BTHWC.shape[2:4]
+    B, T, H, W, _ = frames_BTHWC.shape
     rows_BH = torch.arange(H, device=device) < sizes_B2[:, :1]
     columns_BW = torch.arange(W, device=device) < sizes_B2[:, 1:]
-    return images * (rows_BH[:, None, None, :, None] & columns_BW[:, None, None, None, :]).float()
+    valid_BHW = (rows_BH[:, :, None] & columns_BW[:, None, :]).float()
+    images_BTHWC = (frames_BTHWC.float() - mean) / std * valid_BHW[:, None, :, :, None]
+    # Transposed last, frame by frame: a runtime whose convolutions want channels last then leaves it out.
+    return images_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).unflatten(0, (B, T))
 
 
 class Engine(nn.Module):

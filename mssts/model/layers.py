@@ -8,6 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mssts.ops.exporting import is_exporting
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm of tokens with any number of dimensions before them.
+
+    Exported graphs have three dimensions there: OpenVINO (2026.4) computes a norm of more in four passes over memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() <= 3 or not is_exporting():
+            return super().forward(x)
+        return super().forward(x.flatten(0, -3)).view(x.shape)
+
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""

@@ -40,22 +40,24 @@ class MaskFeatures(nn.Module):
     def forward(self, fine_NChw: Tensor, middle_NChw: Tensor, coarse_NChw: Tensor) -> Tensor:
         """→ [N, C/32, h, w] at the resolution of `fine`."""
         x = F.relu(self.lay3(coarse_NChw))
-        x = F.relu(self.lay4(middle_NChw + _as_large_as(middle_NChw, x)))
-        x = F.relu(self.dcn(fine_NChw + _as_large_as(fine_NChw, x)))
+        x = F.relu(self.lay4(_with_coarse(middle_NChw, x)))
+        x = F.relu(self.dcn(_with_coarse(fine_NChw, x)))
         return F.relu(self.lay2(F.relu(self.lay1(x))))
 
 
-def _as_large_as(fine_NChw: Tensor, coarse_NChw: Tensor) -> Tensor:
-    """The coarse map at the resolution of the fine one, by nearest neighbours.
+def _with_coarse(fine_NChw: Tensor, coarse_NChw: Tensor) -> Tensor:
+    """The fine map plus the coarse one, which is enlarged to it by nearest neighbours.
 
     Sides of n pixels become 2n or 2n − 1, so pixel i takes pixel i // 2. An exported graph is written that way:
-    OpenVINO 2026.4 fuses a Resize with the addition that follows, and the sum is wrong.
+    OpenVINO 2026.4 fuses a Resize with the addition that follows, and the sum is wrong. There channels are last, as the
+    tokens have them and OpenVINO's convolutions want them, so that nothing is transposed.
     """
     h, w = fine_NChw.shape[-2:]
     if not is_exporting():
-        return F.interpolate(coarse_NChw, size=(h, w), mode="nearest")
+        return fine_NChw + F.interpolate(coarse_NChw, size=(h, w), mode="nearest")
+    fine_NhwC, coarse_NhwC = (x.permute(0, 2, 3, 1) for x in (fine_NChw, coarse_NChw))
     rows, columns = (torch.arange(side, device=coarse_NChw.device) // 2 for side in (h, w))
-    return coarse_NChw.index_select(3, columns).index_select(2, rows)
+    return (fine_NhwC + coarse_NhwC.index_select(2, columns).index_select(1, rows)).permute(0, 3, 1, 2)
 
 
 def mask_feature_channels(config: ModelConfig) -> int:

@@ -94,7 +94,7 @@ class MSSTSVIS(nn.Module):
         encoded = self.encoder(tokens, geometry)
         layers = self.decoder(encoded, geometry)
         maps = [
-            part.flatten(0, 1).transpose(1, 2).unflatten(2, shape)
+            part.flatten(0, 1).unflatten(1, shape).permute(0, 3, 1, 2)
             for part, shape in zip(geometry.split(encoded, 2)[:3], shapes, strict=False)
         ]
         return Prediction(

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from mssts.model.config import ModelConfig
 from mssts.model.geometry import Geometry
+from mssts.model.layers import LayerNorm
 from mssts.ops import split_temporal_attn
 
 
@@ -61,7 +62,7 @@ class IntraScaleAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.ffn = _FeedForward(width)
 
     def forward(self, tokens_BTSD: Tensor, geometry: Geometry | None = None) -> Tensor:
@@ -83,12 +84,12 @@ class InterScaleAttention(nn.Module):
         self.heads = heads
         self.neighbour = nn.Linear(width, width)
         self.own = nn.Linear(width, width) if own_linear else None
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.ffn = _FeedForward(width)
 
     def forward(self, tokens_BTSD: Tensor, input_BTSD: Tensor, geometry: Geometry) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mssts.model.layers import at_least_fp32
+from mssts.model.layers import LayerNorm, at_least_fp32
 
 _MASKED = -100.0  # added to the logits of what is masked; not −∞, as trained weights know it
 
@@ -171,9 +171,9 @@ class SwinBlock(nn.Module):
     def __init__(self, width: int, heads: int, window: int, drop_path: float) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn = WindowAttention(width, heads, window)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width)
 
     def forward(self, x_NHWC: Tensor, windows: Windows, mask_GLL: Tensor | None) -> Tensor:
@@ -196,7 +196,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * width)
+        self.norm = LayerNorm(4 * width)
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x_NHWC: Tensor, grid: Grid) -> Tensor:
@@ -234,7 +234,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, 4, 4)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def forward(self, images_N3HW: Tensor) -> tuple[Tensor, Grid]:
         """→ the map [N, ⌈H/4⌉, ⌈W/4⌉, C], and its grid."""
@@ -264,7 +264,7 @@ class SwinTransformer(nn.Module):
             probabilities = drop_paths[first : first + depth]
             self.layers.append(SwinStage(width, heads, config.window, probabilities, merge=stage < 3))
         for stage in (1, 2, 3):
-            self.add_module(f"norm{stage}", nn.LayerNorm(widths[stage]))
+            self.add_module(f"norm{stage}", LayerNorm(widths[stage]))
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:  # linear layers and the tables of biases
                 nn.init.trunc_normal_(parameter, std=0.02)

@@ -60,11 +60,12 @@ def test_excluded_layers_keep_their_weights_and_take_floats(engine, int8):
     eight_bits = dequantized(after)
     nodes, excluded = quantizable(before, read_exclusions(DEFAULT_EXCLUSIONS))
     names = {node.name for node in nodes}
-    for part in ("reference_points/", "bbox_embed.0.", "sampling_offsets/", "attention_weights/", "class_embed.",
-                 "controller."):  # fmt: skip
+    for part in ("reference_points/", "bbox_embed.0.", "decoder.layers.0.deformable.sampling_offsets/",
+                 "decoder.layers.0.deformable.attention_weights/", "class_embed.", "controller."):  # fmt: skip
         assert any(part in name for name in excluded), part
         assert not any(part in name for name in names), part
-    assert {"model.backbone.conv1/Conv", "model.encoder.layers.0.linear1/MatMul"} <= names
+    large = ("linear1", "deformable.sampling_offsets", "deformable.attention_weights")
+    assert {"model.backbone.conv1/Conv", *(f"model.encoder.layers.0.{name}/MatMul" for name in large)} <= names
     untouched = {node.name: node for node in before.graph.node}
     for node in after.graph.node:
         if node.name in names:
@@ -175,6 +176,7 @@ def test_a_layer_whose_input_is_not_finite_is_named(engine, data):
 def test_fp8_is_valid_and_computes_nearly_the_same(engine, fp8, data):
     manifest = Manifest.read(fp8)
     assert (manifest.precision, manifest.provenance["quantization"]["target"]) == ("fp8", "gpu")
+    assert any("encoder.layers.0.deformable.sampling" in n for n in manifest.provenance["quantization"]["excluded"])
     model = onnx.load(fp8 / "model.onnx")
     onnx.checker.check_model(model)
     tensors = {tensor.name: tensor.data_type for tensor in model.graph.initializer}

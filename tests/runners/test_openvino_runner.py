@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,35 @@ def test_it_computes_what_pytorch_computes(engine, file, size, valid, kernels):
     runner.close()
 
 
+def node_types(runner: OpenVinoRunner, clip_BTHWC: np.ndarray) -> Counter[tuple[str, str]]:
+    """How many nodes of each type the compiled graph has, and in what they compute."""
+    graph = runner._request(clip_BTHWC.shape).get_compiled_model().get_runtime_model()
+    infos = [node.get_rt_info() for node in graph.get_ops()]
+    return Counter((info["layerType"].astype(str), info["primitiveType"].astype(str)) for info in infos)
+
+
+def test_clips_of_a_batch_have_paddings_of_their_own(engine, file):
+    runner = kernels_or_skip(file)
+    frames = np.concatenate([clip((64, 96), 2)[0], clip((64, 96), 2)[0][:, ::-1]])
+    sizes = np.array([[64, 96], [40, 72]], np.int32)
+    found = Agreement.of(expected(engine, frames, sizes), runner.infer(frames, sizes)).summary()
+    assert out_of_bounds(found, "fp32") == ""
+    runner.close()
+
+
+def test_norms_are_one_node_and_nothing_is_transposed(file):
+    """Convolutions take frames and tokens as they lie in memory."""
+    runner = kernels_or_skip(file, profile=True)
+    frames, sizes = clip((96, 128), 2)
+    runner.infer(frames, sizes)
+    kinds = Counter(kind for kind, _ in node_types(runner, frames).elements())
+    assert kinds["RMS"] == 0 and kinds["MVN"] >= 16
+    moved = [name for name in runner.node_milliseconds() if "Transpose" in name or "_abcd_acdb_" in name]
+    own = [name for name in moved if name.startswith(("engine/", "model.mask_features"))]
+    assert all(name.endswith("_fake") for name in own), own  # which moves nothing
+    runner.close()
+
+
 def test_shapes_come_and_go(engine, file):
     """More shapes than are kept compiled, and the first again."""
     runner = OpenVinoRunner(file, threads=1)
@@ -85,6 +115,9 @@ def test_bf16_is_nearly_the_same(engine, file):
         == ""
     )
     assert runner.describe()["precision"] == "bf16"
+    if runner.describe()["kernels"]:  # in bf16, as what is around them
+        found = node_types(runner, frames)
+        assert {primitive for kind, primitive in found if kind == "Reference"} == {"ref_bf16"}
     runner.close()
 
 
