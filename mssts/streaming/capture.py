@@ -24,6 +24,8 @@ from mssts.errors import MsstsError
 from mssts.media.display import Display
 from mssts.media.video import Frame
 from mssts.streaming.options import StreamOptions
+from mssts.streaming.rtsp_connection import RtspConnection
+from mssts.streaming.rtsp_film import RtspUnsupportedError
 from mssts.streaming.source_clock import SourceClock
 from mssts.streaming.sources import Gap, Items, SizedFrame, StreamSource, public_name
 
@@ -116,7 +118,7 @@ class LiveCapture:
     def __init__(
         self,
         name: str,
-        connect: Callable[[], Connection],
+        connect: Callable[[], Connection | RtspConnection],
         options: StreamOptions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,7 +127,7 @@ class LiveCapture:
         self._options = options
         self._clock = clock
         try:
-            self._connection: Connection | None = connect()
+            self._connection: Connection | RtspConnection | None = connect()
         except (av.FFmpegError, OSError) as error:
             raise MsstsError(f"{name}: {_cause(error, options.timeout)}") from None
         self.ends = self._connection.ends
@@ -187,7 +189,16 @@ def open_network(url: str, options: StreamOptions) -> StreamSource:
         settings |= {"fifo_size": "100000", "overrun_nonfatal": "1"}
     else:
         settings = {"rw_timeout": microseconds}
-    return _source(name, lambda: Connection(url, name, None, settings, options.timeout), options)
+
+    def connect() -> Connection | RtspConnection:
+        if scheme == "rtsp":
+            try:
+                return RtspConnection(url, name, options.timeout)
+            except RtspUnsupportedError:
+                pass  # FFmpeg knows more codecs and cameras, and gives frames later
+        return Connection(url, name, None, settings, options.timeout)
+
+    return _source(name, connect, options)
 
 
 def open_webcam(number: int, options: StreamOptions) -> StreamSource:
@@ -233,7 +244,7 @@ def _timed(rgb_HWC: np.ndarray, shown: float | None, times: SourceClock, name: s
     yield SizedFrame(Frame(rgb_HWC, time=seconds), (rgb_HWC.shape[0], rgb_HWC.shape[1]))
 
 
-def _source(name: str, connect: Callable[[], Connection], options: StreamOptions) -> StreamSource:
+def _source(name: str, connect: Callable[[], Connection | RtspConnection], options: StreamOptions) -> StreamSource:
     capture = LiveCapture(name, connect, options)
     return StreamSource(name, not capture.ends, capture.items, capture.fps)
 
