@@ -23,7 +23,7 @@ from mssts.evaluation import evaluate, evaluate_tracking
 from mssts.evaluation.tracks import read_ground_truth
 from mssts.files import read_json
 from mssts.media.sources import open_source
-from mssts.prediction.appearance import colour_histograms
+from mssts.prediction.appearance import colour_histograms, without_hues
 from mssts.prediction.detections import Detection, mask_iou
 from mssts.prediction.results import submission_entries
 from mssts.prediction.tracking import Linker, LinkOptions, _OpenTrack
@@ -36,11 +36,15 @@ _MAX_ENTRIES = 100  # a video, as in `predict`
 DEFAULT = LinkOptions()
 VARIANTS = {
     "default": DEFAULT,
+    "no classes": replace(DEFAULT, class_power=0),
+    "grey": DEFAULT,
+    "grey, no classes": replace(DEFAULT, class_power=0),
     "no colours": replace(DEFAULT, colour_power=0),
-    "with classes": replace(DEFAULT, class_power=2),
     "no re-entry": replace(DEFAULT, reentry_frames=0),
     "no certainty": replace(DEFAULT, score_prior_frames=0),
 }
+GREY = ("grey", "grey, no classes")
+"""The variants that are given the colours of grey pictures; the engine saw coloured ones."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ def measure_linking(data: SetWindows, frames: int) -> list[dict[str, Any]]:
         categories = read_ground_truth(data.truth, "truth").categories
         for video in data.videos:
             linker = _linker(name, data, video)
-            for window in video.windows:
-                linker.add(*window)
+            for start, length, found, colours_ND in video.windows:
+                linker.add(start, length, found, without_hues(colours_ND) if name in GREY else colours_ND)
             tracks = linker.tracks()
             size = video.windows[0][2].size
             entries += submission_entries(video.video_id, size, tracks, categories)[:_MAX_ENTRIES]

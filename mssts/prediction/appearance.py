@@ -55,6 +55,14 @@ def colour_histograms(found: Instances, frames: Sequence[Frame]) -> np.ndarray:
     return histograms_ND
 
 
+def without_hues(histograms_ND: np.ndarray) -> np.ndarray:
+    """The histograms that grey pictures of the same lightness would have."""
+    lightness_NL = histograms_ND.reshape(len(histograms_ND), _LIGHTNESSES, -1).sum(axis=-1)
+    grey_NLHH = np.zeros((len(histograms_ND), _LIGHTNESSES, _HUES, _HUES), histograms_ND.dtype)
+    grey_NLHH[:, :, _HUES // 2, _HUES // 2] = lightness_NL
+    return grey_NLHH.reshape(histograms_ND.shape)
+
+
 def likeness(first_KD: np.ndarray, second_ND: np.ndarray) -> np.ndarray:
     """Bhattacharyya coefficients [K, N] of histograms, 1 for equal ones.
 

@@ -36,8 +36,10 @@ class LinkOptions:
         speed: by how much that distance grows from 1 with each frame out of sight.
         min_overlap: what overlaps by less in the frames that two windows share is another object.
         box_share: of boxes in that overlap, the rest being of masks.
-        class_power: of the likeness of classes. Nothing by default: what a window takes an object for changes more than
-            its colours do.
+        class_power: of the likeness of classes, which says least where colours tell objects apart, and most in grey
+            pictures.
+        class_doubt: that likeness where two windows agree on no class at all. It is above 0, as what a window takes an
+            object for changes more than its colours do.
         colour_power: of the likeness of colours, which differ little: 0.9 is far from the same object.
         track_prior_frames: a track's weight grows with its life, and is half its score after so many frames. A new one
             then does not take an old one's object.
@@ -50,7 +52,8 @@ class LinkOptions:
     speed: float = 0.25
     min_overlap: float = 0.1
     box_share: float = 0.5
-    class_power: float = 0.0
+    class_power: float = 1.0
+    class_doubt: float = 0.1
     colour_power: float = 12.0
     track_prior_frames: float = 20.0
     score_prior_frames: float = 2.0
@@ -156,7 +159,7 @@ class Linker:
       where one of them is not visible in those frames (an object hidden just then, windows that share no frame), a
       tenth of the nearness of the boxes in which the object was last and is first seen,
     - the likeness of their colours, the track's over its whole life,
-    - the likeness of their classes' scores, likewise, where the options ask for it,
+    - the likeness of their classes' scores, likewise,
     - both scores, the track's lowered while it is short.
 
     A detection without a pair starts a track. A track that is not visible for longer than the options allow ends, and
@@ -303,17 +306,16 @@ class Linker:
         return np.where((hidden_KN <= self._options.reentry_frames) & (distance_KN <= reach_KN), near_KN, 0)
 
     def _likeness(self, objects: Sequence[Detection]) -> np.ndarray:
-        """How well colours agree, and classes where they count, float64 [K, N]."""
+        """How well colours and classes agree, float64 [K, N]."""
         colours_KN = likeness(
             np.array([track.colours_D for track in self._recent]), np.array([found.colours_D for found in objects])
         )
-        agreement_KN = colours_KN**self._options.colour_power
-        if self._options.class_power:
-            classes_KN = _cosines(
-                [track.weighted_scores for track in self._recent], [detection.scores for detection in objects]
-            )
-            agreement_KN = classes_KN**self._options.class_power * agreement_KN
-        return agreement_KN
+        classes_KN = _cosines(
+            [track.weighted_scores for track in self._recent], [detection.scores for detection in objects]
+        )
+        doubt = self._options.class_doubt
+        classes_KN = doubt + (1 - doubt) * classes_KN
+        return colours_KN**self._options.colour_power * classes_KN**self._options.class_power
 
 
 def _centres(boxes_N4: np.ndarray) -> np.ndarray:

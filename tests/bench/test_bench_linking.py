@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mssts.bench.linking.measurement import SetWindows, VideoWindows, measure_linking, pooled
@@ -13,7 +14,7 @@ from mssts.data.moving_shapes import CATEGORIES, MovingShapesConfig, render_vide
 from mssts.data.youtube_vis import read_youtube_vis
 from mssts.files import read_json
 from mssts.media.video import Frame
-from mssts.prediction.appearance import colour_histograms
+from mssts.prediction.appearance import colour_histograms, without_hues
 from mssts.prediction.windowing import windows
 from mssts.segmenters.base import Instances
 
@@ -23,8 +24,6 @@ SEED, VIDEOS, FRAMES = 3, 2, 20
 @pytest.fixture(scope="module")
 def perfect(tmp_path_factory: pytest.TempPathFactory) -> SetWindows:
     """What an engine without a mistake finds in windows of 6 frames that share 3."""
-    import numpy as np
-
     config = MovingShapesConfig(length=FRAMES)
     path = write_dataset(tmp_path_factory.mktemp("linking") / "set", VIDEOS, SEED, config, progress=False)
     data = read_youtube_vis(path)
@@ -59,8 +58,18 @@ def test_the_oracle_links_perfect_windows_perfectly_and_the_default_as_well(perf
     rows = {row["linking"]: row for row in measure_linking(perfect, FRAMES)}
     assert (rows["oracle"]["ap"], rows["oracle"]["hota"], rows["oracle"]["id_switches"]) == (1, 1, 0)
     assert rows["default"]["ap"] >= 0.98
-    assert {"no colours", "with classes", "no re-entry", "greedy assignment"} <= set(rows)
+    assert {"no colours", "no classes", "grey", "no re-entry", "greedy assignment"} <= set(rows)
     assert rows["no re-entry"]["hota"] <= rows["default"]["hota"]
+
+
+def test_the_colours_of_grey_pictures_are_known_without_them(perfect: SetWindows) -> None:
+    (_, length, found, colours_ND), *_ = perfect.videos[0].windows
+    shades = np.linspace(0, 255, found.size[1]).astype(np.uint8)
+    frame = Frame(rgb_HWC=np.broadcast_to(shades[None, :, None], (*found.size, 3)))
+    grey_ND = colour_histograms(found, [frame] * length)
+    np.testing.assert_array_equal(without_hues(grey_ND), grey_ND)
+    assert without_hues(colours_ND).sum(axis=1) == pytest.approx(colours_ND.sum(axis=1))
+    assert (without_hues(colours_ND) != colours_ND).any()
 
 
 def test_sets_are_pooled_without_mixing_their_videos(perfect: SetWindows) -> None:

@@ -124,15 +124,31 @@ def test_crossing_objects_keep_their_identities(clip_frames: int, overlap: int) 
 
 @pytest.mark.parametrize("by", ["colours", "classes"])
 def test_another_object_in_the_same_place_is_another(by: str) -> None:
-    """By its colours, or by its class where that is asked for."""
+    """By its colours, or by its class where that is never in doubt."""
     first, second = [square(10)] * 5, [None] * 5 + [square(10)] * 5
     shades = np.eye(256, dtype=np.float32)[[3, 200 if by == "colours" else 3]]
-    linker = Linker(options=LinkOptions(class_power=2 if by == "classes" else 0))
+    linker = Linker(options=LinkOptions(class_doubt=0 if by == "classes" else 1))
     linker.add(0, 5, found(0, 5, [(0, 0.9, first)]), shades[:1])
     linker.add(5, 5, found(5, 10, [(1, 0.8, second)]), shades[1:])
     tracks = linker.tracks()
     assert [track.label for track in tracks] == [0, 1]
     assert_follows(tracks[0], first + [None] * 5)
+    assert_follows(tracks[1], second)
+
+
+def test_in_grey_pictures_classes_tell_which_object_came_back() -> None:
+    """Two objects of one shade pass each other behind a third, and come back where the other was."""
+    left, right = [square(20)] * 6, [square(60)] * 6
+    hidden = [None] * 6
+    first, second = [*left, *hidden, *right], [*right, *hidden, *left]
+    grey = np.eye(256, dtype=np.float32)[[36, 36]]
+    linker = Linker()
+    for start in (0, 6, 12):
+        objects = found(start, start + 6, [(0, 0.9, first), (1, 0.8, second)])
+        linker.add(start, 6, objects, grey[: len(objects)])
+    tracks = linker.tracks()
+    assert [track.label for track in tracks] == [0, 1]
+    assert_follows(tracks[0], first)
     assert_follows(tracks[1], second)
 
 
