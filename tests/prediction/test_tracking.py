@@ -137,7 +137,7 @@ def test_another_object_in_the_same_place_is_another(by: str) -> None:
 
 
 def test_in_grey_pictures_classes_tell_which_object_came_back() -> None:
-    """Two objects of one shade pass each other behind a third, and come back where the other was."""
+    """Two of one shade pass each other behind a third."""
     left, right = [square(20)] * 6, [square(60)] * 6
     hidden = [None] * 6
     first, second = [*left, *hidden, *right], [*right, *hidden, *left]
