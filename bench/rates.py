@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from mssts.bench.operations import Operation
 from mssts.errors import MsstsError
 
 DTYPES = ("fp32", "bf16", "int8")
-_SHAPES = 8  # those with the most FLOPs
+_SHAPES = 16  # those with the most FLOPs
 _LAYERS = 4  # of a chain, so that activations may stay in caches as they do in an engine
 _SECONDS = 0.4  # of a measurement, in at least three runs
 
@@ -74,6 +74,20 @@ def measure_rates(operations: Sequence[Operation], dtypes: Sequence[str], thread
 def best_rate(rates: Sequence[Rate], dtype: str) -> Rate:
     """The best rate of a dtype."""
     return max((rate for rate in rates if rate.dtype == dtype), key=lambda rate: rate.gflop_per_s)
+
+
+def own_rate_seconds(operations: Iterable[Operation], rates: Sequence[Rate], dtype: str) -> float:
+    """The least that products need if each has the best rate of its own shape.
+
+    A product whose shape was not measured has the machine's best.
+    """
+    best: dict[tuple[str, tuple[int, ...]], float] = {}
+    for rate in rates:
+        if rate.dtype == dtype:
+            shape = rate.kind, rate.dims
+            best[shape] = max(best.get(shape, 0.0), rate.gflop_per_s)
+    most = best_rate(rates, dtype).gflop_per_s
+    return sum(each.flops / best.get((each.kind, each.dims), most) for each in operations) / 1e9
 
 
 def heaviest(operations: Sequence[Operation], most: int) -> list[tuple[str, tuple[int, ...]]]:

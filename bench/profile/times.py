@@ -7,17 +7,19 @@ import re
 import statistics
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from mssts.artefact import Artefact
 from mssts.bench.operations import MODULES, module_of
+from mssts.bench.profile.work import WORK, work_of
 from mssts.errors import MsstsError
-from mssts.runners.base import Runner
+from mssts.runners.base import NodeTime, Runner
 
 OUTSIDE = "outside the nodes"
 """What an inference takes beyond its nodes: copies of inputs and outputs, and the runtime's own work."""
@@ -32,10 +34,18 @@ class ModuleTimes:
     Attributes:
         total_ms: of the whole inference.
         modules: milliseconds of each of `MODULES`, and of `OUTSIDE`. They are scaled so that their sum is `total_ms`.
+        work: milliseconds of each of `WORK`, by module. It is empty where the runner has no nodes.
+        kinds: milliseconds by the runtime's own names of what nodes compute, the longest first. It may be empty too.
     """
 
     total_ms: float
     modules: dict[str, float]
+    work: dict[str, dict[str, float]]
+    kinds: dict[str, float]
+
+
+_Nodes = dict[tuple[str, str], float]
+"""Milliseconds of one inference by module and kind of node."""
 
 
 def times_in_engine(
@@ -53,7 +63,7 @@ def times_in_engine(
     from tqdm import tqdm
 
     seconds: list[float] = []
-    nodes: list[dict[str, float]] = []
+    nodes: list[_Nodes] = []
     if runner == "openvino":
         from mssts.runners.openvino_runner import OpenVinoRunner
 
@@ -61,7 +71,7 @@ def times_in_engine(
         engine.infer(*clip)
         for _ in tqdm(range(repeats), desc="profile", unit="clip", disable=None):
             seconds.append(_timed(engine, clip))
-            nodes.append(_by_module(engine.node_milliseconds()))
+            nodes.append(_grouped(engine.node_times()))
         engine.close()
         return _medians(seconds, nodes)
     from mssts.runners.onnx_runtime import OnnxRuntimeRunner
@@ -73,9 +83,12 @@ def times_in_engine(
             session = OnnxRuntimeRunner(path, threads, profile=Path(folder))
             session.infer(*clip)
             seconds.append(_timed(session, clip))
-            times = session.node_milliseconds().items()
             # Convolutions of a blocked layout are named after what they give.
-            nodes.append(_by_module({makers.get(name.removesuffix("_nchwc"), name): ms for name, ms in times}))
+            times = [
+                replace(node, name=makers.get(node.name.removesuffix("_nchwc"), node.name))
+                for node in session.node_times()
+            ]
+            nodes.append(_grouped(times))
             session.close()
     return _medians(seconds, nodes)
 
@@ -100,11 +113,12 @@ def times_in_pytorch(
         module.register_forward_pre_hook(functools.partial(clock.enter, module_of(name)), prepend=True)
         module.register_forward_hook(clock.leave, always_call=True)
     engine.infer(*clip)
-    seconds, found = [], []
+    seconds: list[float] = []
+    found: list[_Nodes] = []
     for _ in tqdm(range(repeats), desc="profile", unit="clip", disable=None):
         clock.spent.clear()
         seconds.append(_timed(engine, clip))
-        found.append({name: 1e3 * spent for name, spent in clock.spent.items()})
+        found.append({(name, ""): 1e3 * spent for name, spent in clock.spent.items()})
     engine.close()
     return _medians(seconds, found)
 
@@ -146,25 +160,35 @@ def _makers(path: Path) -> dict[str, str]:
     return {output: node.name for node in graph.node for output in node.output}
 
 
-def _by_module(nodes: dict[str, float]) -> dict[str, float]:
-    """Milliseconds by module, from those by node.
+def _grouped(nodes: Sequence[NodeTime]) -> _Nodes:
+    """The times of nodes together by module and kind.
 
     What a runtime puts between two nodes is named after the second.
     """
     if not nodes:
         raise MsstsError("the runtime tells no times of nodes")
-    found: defaultdict[str, float] = defaultdict(float)
-    for name, ms in nodes.items():
-        paths = _PATH.findall(name)
-        found[module_of(paths[-1] if paths else "")] += ms
+    found: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for node in nodes:
+        paths = _PATH.findall(node.name)
+        found[module_of(paths[-1] if paths else ""), node.kind] += node.ms
     return found
 
 
-def _medians(seconds: Sequence[float], nodes: Sequence[dict[str, float]]) -> ModuleTimes:
+def _medians(seconds: Sequence[float], runs: Sequence[_Nodes]) -> ModuleTimes:
     total = 1e3 * statistics.median(seconds)
-    modules = {name: statistics.median(found.get(name, 0.0) for found in nodes) for name in MODULES}
-    inside = sum(modules.values())
+    medians = {key: statistics.median(run.get(key, 0.0) for run in runs) for key in dict.fromkeys(chain(*runs))}
+    inside = sum(medians.values())
     # Counters can add up to a little more than the clock says, which a share of the clock's time sets right.
     scale = min(1.0, total / inside) if inside else 1.0
-    modules = {name: scale * ms for name, ms in modules.items()}
-    return ModuleTimes(total, {**modules, OUTSIDE: max(0.0, total - sum(modules.values()))})
+    modules = dict.fromkeys(MODULES, 0.0)
+    kinds: Counter[str] = Counter()
+    work = {module: dict.fromkeys(WORK, 0.0) for module in MODULES}
+    for (module, kind), ms in medians.items():
+        modules[module] += scale * ms
+        kinds[kind] += scale * ms
+        work[module][work_of(kind)] += scale * ms
+    outside = max(0.0, total - sum(modules.values()))
+    known = any(kinds)  # PyTorch's hooks see modules, not nodes
+    return ModuleTimes(
+        total, {**modules, OUTSIDE: outside}, work if known else {}, dict(kinds.most_common()) if known else {}
+    )

@@ -34,6 +34,21 @@ class DeviceOutput:
     mask_logits: DeviceLogits
 
 
+@dataclass(frozen=True)
+class NodeTime:
+    """The time of one node of a graph in one inference.
+
+    Attributes:
+        name: as in the file, with what the runtime put beside it.
+        kind: the runtime's name of what it computes, such as `Convolution`.
+        ms: milliseconds.
+    """
+
+    name: str
+    kind: str
+    ms: float
+
+
 class Runner(Protocol):
     """A loaded engine. The runners of `mssts.runners` inherit it, for `warm`."""
 

@@ -18,7 +18,7 @@ from mssts import kernels as built
 from mssts.artefact import Artefact
 from mssts.errors import MsstsError, first_line
 from mssts.machine import cpu_count, return_freed_memory
-from mssts.runners.base import EngineOutput, Runner
+from mssts.runners.base import EngineOutput, NodeTime, Runner
 from mssts.runners.contract_check import check_contract
 from mssts.runners.device_buffers import DeviceBuffers
 
@@ -46,7 +46,7 @@ class OnnxRuntimeRunner(Runner):
             inputs have buffers on the GPU that are kept for each shape.
         kernels: whether our ops run on our kernels (True), or as the function bodies that are in the file (False). If
             None, on the kernels where those can be used, and `describe` tells why where they cannot.
-        profile: a folder for ONNX Runtime's trace, which `node_milliseconds` reads; no trace if None.
+        profile: a folder for ONNX Runtime's trace, which `node_times` reads; no trace if None.
 
     Raises:
         MsstsError: the file is absent or broken, was changed after its export, or is not an engine of this project; a
@@ -144,7 +144,7 @@ class OnnxRuntimeRunner(Runner):
             raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {first_line(error)}") from None
         return EngineOutput(*outputs)
 
-    def node_milliseconds(self) -> dict[str, float]:
+    def node_times(self) -> list[NodeTime]:
         """The time of each node in the last inference.
 
         The runner must have been made with `profile`; the trace ends here. Nodes are named as in the file, with what
@@ -152,12 +152,12 @@ class OnnxRuntimeRunner(Runner):
         """
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         last = [event for event in events if event["name"] == "model_run"][-1]
-        found: dict[str, float] = {}
-        for event in events:
-            name = event["name"].removesuffix("_kernel_time")
-            if event["cat"] == "Node" and name != event["name"] and event["ts"] >= last["ts"]:
-                found[name] = found.get(name, 0.0) + event["dur"] / 1e3
-        return found
+        return [
+            NodeTime(name, event["args"].get("op_name", ""), event["dur"] / 1e3)
+            for event in events
+            if event["cat"] == "Node" and event["ts"] >= last["ts"]
+            if (name := event["name"].removesuffix("_kernel_time")) != event["name"]
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, precision and active kernels.

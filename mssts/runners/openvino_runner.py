@@ -16,7 +16,7 @@ from mssts import kernels as built
 from mssts.artefact import Artefact
 from mssts.errors import MsstsError
 from mssts.machine import cpu_count, return_freed_memory, return_mapped_pages
-from mssts.runners.base import EngineOutput, Runner
+from mssts.runners.base import EngineOutput, NodeTime, Runner
 from mssts.runners.contract_check import check_contract
 
 try:
@@ -48,7 +48,7 @@ class OpenVinoRunner(Runner):
             references and boxes included, which a file that was exported in bf16 keeps in fp32.
         kernels: whether our ops run on our kernels (True), or as the function bodies that are in the file (False). If
             None, on the kernels where those can be used, and `describe` tells why where they cannot.
-        profile: whether `node_milliseconds` is to tell the time of each node, which costs a little time itself.
+        profile: whether `node_times` is to tell the time of each node, which costs a little time itself.
 
     Raises:
         MsstsError: the file is absent or broken, was changed after its export, or is not an engine of this project;
@@ -153,11 +153,11 @@ class OpenVinoRunner(Runner):
                 raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {_last_line(error)}") from None
         return EngineOutput(*outputs)
 
-    def node_milliseconds(self) -> dict[str, float]:
+    def node_times(self) -> list[NodeTime]:
         """The time of each node in the last inference.
 
-        The runner must have been made with `profile`. Nodes are named as in the file, with what OpenVINO put beside
-        them. Those that it made itself, as for norms, bear the name of the node that they read before their own.
+        The runner must have been made with `profile`. Nodes that OpenVINO made itself, as for norms, bear the name of
+        the node that they read before their own.
         """
         request = next(reversed(self._requests.values()))
         nodes = request.get_compiled_model().get_runtime_model().get_ops()
@@ -166,14 +166,14 @@ class OpenVinoRunner(Runner):
             for node in nodes
             if node.get_input_size()
         }
-        found: dict[str, float] = {}
+        found = []
         for node in request.profiling_info:
             name = maker = node.node_name
             while "/" not in maker and maker in reads:
                 maker = reads[maker]
             if maker != name:
                 name = f"{maker} {name}"
-            found[name] = found.get(name, 0.0) + 1e3 * node.real_time.total_seconds()
+            found.append(NodeTime(name, node.node_type, 1e3 * node.real_time.total_seconds()))
         return found
 
     def describe(self) -> dict[str, Any]:

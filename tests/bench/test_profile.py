@@ -12,8 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mssts.bench import rates
+from mssts.bench.fps import engines
 from mssts.bench.operations import MODULES, Operation, count_operations, module_of
+from mssts.bench.profile.work import WORK
 from mssts.cli import main
+from mssts.kernels import library
 from mssts.model.config import BASELINE, Preset, Switches, preset
 from mssts.model.engine import Engine
 from mssts.model.mssts_vis import MSSTSVIS
@@ -99,19 +102,30 @@ def test_chains_count_their_flops_and_the_best_rate_is_the_floors(monkeypatch: p
     assert rates.best_rate(found, "fp32").gflop_per_s == max(rate.gflop_per_s for rate in found) > 0
 
 
-@pytest.mark.parametrize("runner", ["openvino", "onnxruntime", "pytorch"])
+def test_products_at_the_rate_of_their_own_shape_need_no_less_than_the_floor() -> None:
+    shape, other = (1, 64, 32, 16), (1, 64, 32, 8)
+    gemms = [Operation("decoder", "gemm", dims, 3 * 10**9, 0) for dims in (shape, other)]
+    softmax = Operation("decoder", "other", (), 0, 100)
+    known = [rates.Rate("bf16", library, "gemm", shape, rate) for library, rate in (("pytorch", 30), ("openvino", 50))]
+    known += [rates.Rate("bf16", "pytorch", "convolution", shape, 100), rates.Rate("fp32", "pytorch", "gemm", other, 1)]
+    assert rates.own_rate_seconds([*gemms, softmax], known, "bf16") == pytest.approx(3 / 50 + 3 / 100)
+
+
+@pytest.mark.parametrize(("runner", "precision"), [("openvino", "int8"), ("onnxruntime", "fp32"), ("pytorch", "fp32")])
 def test_the_modules_times_add_up(
-    tmp_path: Path, runner: str, exported: tuple[Path, Path, object], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, runner: str, precision: str, exported: tuple[Path, Path, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(rates, "_SECONDS", 0.0)
+    monkeypatch.setattr(engines, "quantise", lambda path: path)  # which takes a minute
     checkpoint, engine, _ = exported
     out, cache = tmp_path / "profile.json", tmp_path / "cache"
     cache.mkdir()
     (cache / f"{checkpoint.stem}-fp32").symlink_to(engine)  # is what the command would export
     code = main(
-        ["bench", "profile", "--checkpoint", str(checkpoint), "--runner", runner, "--size", "96x128", "--frames", "2",
-         "--repeats", "3", "--cache", str(cache), "--out", str(out), "--plot", str(tmp_path / "profile.png")]
+        ["bench", "profile", "--checkpoint", str(checkpoint), "--runner", runner, "--precision", precision,
+         "--size", "96x128", "--frames", "2", "--repeats", "3", "--cache", str(cache), "--out", str(out),
+         "--plot", str(tmp_path / "profile.png")]
     )  # fmt: skip
     report = json.loads(out.read_text())
     times = {module["name"]: module["ms"] for module in report["modules"]}
@@ -120,6 +134,16 @@ def test_the_modules_times_add_up(
     assert min(times.values()) >= 0 and max(times, key=times.__getitem__) != "outside the nodes"
     for name in MODULES[:8]:  # each has a part in the work
         assert times[name] > 0, name
+    sorts = [[module[f"{sort}_ms"] for sort in WORK] for module in report["modules"] if module["name"] in MODULES]
+    if runner == "pytorch":
+        assert sorts == [[None] * 3] * len(MODULES) and report["kinds"] == []
+    else:
+        assert [sum(work) for work in sorts] == pytest.approx([times[name] for name in MODULES])
+        backbone, deformable = (sorts[MODULES.index(name)] for name in MODULES[:3:2])
+        assert backbone[0] > backbone[2] and backbone[1] == 0
+        assert deformable[1] > 0 or not library(runner).path
+        assert sum(kind["ms"] for kind in report["kinds"]) == pytest.approx(sum(map(sum, sorts)))
+    assert all(module["own_rate_ms"] >= 0.999 * module["floor_ms"] for module in report["modules"])
     assert report["floor_ms"] == pytest.approx(sum(module["floor_ms"] for module in report["modules"]))
 
 
