@@ -3,7 +3,7 @@
 Rows are the same if all that was chosen is the same: runner, precision, shape and so on. A ratio is the second record's
 time divided by the first's, so above 1 is slower; rates are turned over. Its noise is an interval that holds 95 % of
 ratios of medians drawn from the samples with replacement, or the ratio of the opposite percentiles (p5, p95) where a
-record holds no samples.
+record holds no samples. What was chosen for a whole record, such as its frame size, may differ: a note says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mssts.bench.records import Record, read_record, save_record
+from mssts.bench.records import Record, is_number, read_record, save_record
 from mssts.errors import MsstsError
 
 HELP = "two records of one benchmark: what got slower, by ratio, with its noise"
@@ -27,6 +27,10 @@ _CHOICES = (
     "mode", "concurrency", "rate", "runner", "variant", "precision", "threads", "workload", "op", "device", "dtype",
     "direction", "impl", "name", "kernel", "implementation", "architecture", "configuration", "seed", "scope", "axis",
     "value", "gpu", "model", "module", "artefact", "offset_pixels",
+)  # fmt: skip
+_SETTINGS = (
+    "preset", "checkpoint", "switches", "runner", "precision", "size", "frames", "batch", "threads", "encoding",
+    "device",
 )  # fmt: skip
 _DRAWS = 2000
 
@@ -76,11 +80,19 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.tolerance >= 0:
         raise MsstsError(f"--tolerance {arguments.tolerance}: expected a share of at least 0, such as 0.05")
     before, after = read_record(arguments.before), read_record(arguments.after)
+    if _kind(before) != _kind(after):
+        raise MsstsError(
+            f"{after.path}: is a record of {after.what}, and {before.path} one of {before.what}; expected two of one "
+            "benchmark"
+        )
     changes, missing = compare(before, after)
     if not changes:
         raise MsstsError(f"{after.path}: has no row with a time in common with {before.path}")
     if before.machine != after.machine:
         print(f"note: measured on different machines: {before.machine}; {after.machine}")
+    settings = _different_settings(before, after)
+    for name, values in settings.items():
+        print(f"note: {name} is not the same: {values[0]}; {values[1]}")
     slower = [change for change in changes if change.slower(arguments.tolerance)]
     width = max(len(change.row) for change in changes)
     print(f"{'row':{width}}  {'figure':18}{'before':>11}{'after':>11}{'ratio':>8}  noise")
@@ -96,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         report = {
             "before": before.path.name, "after": after.path.name, "tolerance": arguments.tolerance,
+            "different_settings": settings,
             "rows": [{**asdict(change), "slower": change in slower} for change in changes],
             "missing": [{"row": row, "only_in": str(where)} for row, where in missing],
         }  # fmt: skip
@@ -118,6 +131,20 @@ def compare(before: Record, after: Record) -> tuple[list[Change], list[tuple[str
     return changes, missing
 
 
+def _kind(record: Record) -> str:
+    """What was measured, without what the names of older records add to it, as in `fps-tiny`."""
+    return record.what.partition("-")[0]
+
+
+def _different_settings(before: Record, after: Record) -> dict[str, tuple[Any, Any]]:
+    """The settings of which both records know and which are not the same, with both values."""
+    return {
+        name: (before.value[name], after.value[name])
+        for name in _SETTINGS
+        if name in before.value and name in after.value and before.value[name] != after.value[name]
+    }
+
+
 def _timed_rows(record: Record) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in _rows(record):
@@ -133,8 +160,8 @@ def _timed_rows(record: Record) -> dict[str, dict[str, Any]]:
 def _rows(record: Record) -> Iterator[dict[str, Any]]:
     for rows in record.tables.values():
         yield from rows
-    if isinstance(record.value.get("total_ms"), (int, float)):
-        yield {"name": "total", "total_ms": record.value["total_ms"]}
+    if (figure := _figure(record.value)) is not None:
+        yield {"name": "whole", figure: record.value[figure]}
 
 
 def _choice(key: str, value: Any) -> str:
@@ -143,13 +170,15 @@ def _choice(key: str, value: Any) -> str:
 
 def _figure(row: dict[str, Any]) -> str | None:
     """The name of the row's time, or of its rate if it has no time."""
-    return next((key for key in _TIMES + _RATES if isinstance(row.get(key), (int, float)) and row[key] > 0), None)
+    return next((key for key in _TIMES + _RATES if _measured(row.get(key))), None)
+
+
+def _measured(value: Any) -> bool:
+    return is_number(value) and value > 0
 
 
 def _change(name: str, old: dict[str, Any], new: dict[str, Any]) -> Change:
-    figure = next(
-        (key for key in _TIMES + _RATES if all(isinstance(row.get(key), (int, float)) for row in (old, new))), None
-    )
+    figure = next((key for key in _TIMES + _RATES if all(_measured(row.get(key)) for row in (old, new))), None)
     if figure is None:
         raise MsstsError(f"{name}: one record has {_figure(old)}, the other {_figure(new)}")
     before, after = float(old[figure]), float(new[figure])
@@ -161,13 +190,13 @@ def _change(name: str, old: dict[str, Any], new: dict[str, Any]) -> Change:
 def _noise(old: dict[str, Any], new: dict[str, Any]) -> tuple[float | None, float | None]:
     """The ends of the ratio's noise."""
     samples: list[list[float]] = [row.get("samples_ms") or [] for row in (old, new)]
-    if all(len(values) > 1 for values in samples):
+    if all(isinstance(values, list) and len(values) > 1 and all(map(_measured, values)) for values in samples):
         draw = random.Random(0)
         first, second = (
             [statistics.median(draw.choices(values, k=len(values))) for _ in range(_DRAWS)] for values in samples
         )
         ratios = sorted(after / before for before, after in zip(first, second, strict=True))
         return ratios[int(0.025 * _DRAWS)], ratios[int(0.975 * _DRAWS) - 1]
-    if all(row.get(key) for row in (old, new) for key in ("ms_p5", "ms_p95")):
+    if all(_measured(row.get(key)) for row in (old, new) for key in ("ms_p5", "ms_p95")):
         return new["ms_p5"] / old["ms_p95"], new["ms_p95"] / old["ms_p5"]
     return None, None

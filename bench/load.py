@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mssts.bench.arguments import check_positive, frame_size
-from mssts.bench.plotting import pyplot
+from mssts.bench.arguments import check_outputs, check_positive, frame_size
+from mssts.bench.plotting import pyplot, save_figure
 from mssts.bench.records import save_record
 from mssts.commands.options import add_tls, client_options, server_url
 from mssts.errors import MsstsError
@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     The exit code is 1 if a clip failed for another reason than a full server."""
     check_positive(arguments, "seconds", "frames")
+    check_outputs(arguments)
     height, width = frame_size(arguments.size)
     options = client_options(arguments, jpeg_quality=95 if arguments.encoding == "jpeg" else None)
     assert options is not None
@@ -354,13 +355,8 @@ def _print_row(row: Row) -> None:
 
 
 def _plot(rows: Sequence[Row], path: Path) -> None:
-    """Draws latency against clips per second, a line a mode.
-
-    Raises:
-        MsstsError: matplotlib is not installed.
-    """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    """Draws latency against clips per second, a line a mode."""
+    figure, axes = pyplot().subplots(figsize=(7, 4.5))
     for mode in ("closed", "open"):
         drawn = [row for row in rows if row.mode == mode and row.ms_p50 is not None]
         for name, style in (("ms_p50", "o-"), ("ms_p99", "o--")):
@@ -375,6 +371,4 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    save_figure(figure, path)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mssts.errors import MsstsError
+from mssts.files import atomic_path
+
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def pyplot() -> Any:
@@ -21,3 +25,15 @@ def pyplot() -> Any:
     except ImportError:
         raise MsstsError("--plot needs matplotlib: `pip install matplotlib`") from None
     return pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure whole or not at all, closes it and says where it is.
+
+    Raises:
+        MsstsError: it cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+    pyplot().close(figure)
+    print(f"wrote {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from mssts.files import read_json, write_json
 from mssts.provenance import provenance
 
 DEFAULT_FOLDER = Path("runs/bench")
-TABLES = ("rows", "modules", "kernels", "roofline", "per_category")
+TABLES = ("rows", "modules", "kinds", "kernels", "roofline", "per_category")
 """Keys of a record under which tables lie: lists of rows, each an object."""
 
 
@@ -53,6 +54,11 @@ class Record:
         return ", ".join(parts)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def read_record(path: Path) -> Record:
     """Reads a record.
 
@@ -68,6 +74,9 @@ def read_record(path: Path) -> Record:
         rows = value.get(name, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise MsstsError(f"{path}: {name} must be a list of objects")
+    for name in ("machine", "versions"):
+        if not isinstance(value.get(name, {}), dict):
+            raise MsstsError(f"{path}: {name} must be an object")
     return Record(path, value)
 
 
@@ -91,6 +100,19 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
         else:
             raise MsstsError(f"{path}: no such file or folder")
+
+
+_DATE = re.compile(r"_(\d{8})_")
+
+
+def newest(records: Sequence[Record]) -> Record:
+    """The record of the latest date, by the names of their files, and of that day the last."""
+
+    def date(record: Record) -> tuple[str, str]:
+        named = _DATE.search(record.path.name)
+        return named[1] if named else "", record.path.stem
+
+    return max(records, key=date)
 
 
 def record_name(what: str, stamp: dict[str, Any], now: datetime | None = None) -> str:

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from mssts.bench.arguments import check_positive, frame_size
+from mssts.bench.arguments import check_outputs, check_positive, frame_size
 from mssts.bench.records import save_record
 from mssts.model.config import BASELINE, Preset, Switches, preset
 
@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table and writes the file."""
     size = frame_size(arguments.size)
     check_positive(arguments, "frames", "repeats")
+    check_outputs(arguments)
     report = measure_switches(preset(arguments.preset), size, arguments.frames, arguments.repeats)
     print_switches(report)
     save_record("switches", report, arguments.out)

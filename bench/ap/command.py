@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mssts.bench.arguments import check_positive
+from mssts.bench.annotations import read_annotations
+from mssts.bench.arguments import check_outputs, check_positive
 from mssts.bench.records import save_record
 from mssts.errors import MsstsError
 from mssts.machine import cpu_count
@@ -45,15 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts where need be, scores, prints the tables and writes the record."""
-    from mssts.data.videos import read_youtube_vis_value
     from mssts.evaluation.bootstrap import ap_difference, ap_interval
-    from mssts.evaluation.tracks import read_ground_truth
 
     check_positive(arguments, "threads", "draws")
+    check_outputs(arguments)
     if len(arguments.subjects) > 2:
         raise MsstsError(f"{len(arguments.subjects)} subjects; expected one, or two to compare")
-    data = arguments.data / "instances.json" if arguments.data.is_dir() else arguments.data
-    truth = read_ground_truth(read_youtube_vis_value(data), data)
+    data, truth = read_annotations(arguments.data)
     rows: list[dict[str, Any]] = []
     found: list[Sequence[Track]] = []
     for subject in arguments.subjects:
@@ -72,12 +71,12 @@ def run(arguments: argparse.Namespace) -> None:
             f"\nAP of {arguments.subjects[1]} minus that of {arguments.subjects[0]}: {difference.value:+.3f} "
             f"(95 %: {difference.low:+.3f} to {difference.high:+.3f})"
         )
+    save_record("ap", report, arguments.out)
     if arguments.sheet is not None:
         from mssts.bench.ap.sheet import write_sheet
 
         write_sheet(arguments.sheet, data, truth, found[-1])
         print(f"wrote {arguments.sheet}")
-    save_record("ap", report, arguments.out)
 
 
 def _tracks(

@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mssts.bench.arguments import check_positive, frame_size
+from mssts.bench.annotations import read_annotations
+from mssts.bench.arguments import check_outputs, check_positive, frame_size
 from mssts.bench.records import RecordFile
 from mssts.errors import MsstsError
 from mssts.machine import cpu_count
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scopes", default="model", metavar="A,B",
         help="model, pipeline (JPEG to run lengths) and served (the same through Triton) (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--data", type=Path, metavar="JSON", help="annotated videos: AP of each artefact in its row")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="annotated videos: AP of each artefact in its row")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory (saves a minute)")
     parser.add_argument(
         "--cache", type=Path, default=Path("runs/bench_fps"), help="where exports are kept (default: %(default)s)"
@@ -69,6 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     size = frame_size(arguments.size)
     check_positive(arguments, "frames", "batch", "threads", "repeats")
+    check_outputs(arguments)
+    if arguments.data is not None:
+        arguments.data, _ = read_annotations(arguments.data)  # before minutes of measurement
     scopes = arguments.scopes.split(",")
     check_names("scopes", scopes, list(SCOPES))
     setting = Setting(size, arguments.frames, arguments.batch, arguments.threads)
@@ -100,11 +104,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:
     """The weights of each variant."""
     from mssts.bench.fps.exports import random_checkpoints
+    from mssts.model.checkpoint import load_checkpoint
 
     if arguments.checkpoint is None:
         return random_checkpoints(arguments.preset, arguments.switches.split(","), arguments.cache)
     if not arguments.checkpoint.is_file():
         raise MsstsError(f"--checkpoint {arguments.checkpoint}: no such file")
+    load_checkpoint(arguments.checkpoint)  # each engine would fail by itself, and leave a record of nothing
     return {"trained": arguments.checkpoint}
 
 

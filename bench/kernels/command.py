@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mssts.bench.arguments import check_outputs
 from mssts.bench.kernels import workloads
 from mssts.bench.records import RecordFile
 from mssts.errors import MsstsError
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     for flag, number in (("--repeats", arguments.repeats), *(("--threads", count) for count in threads)):
         if number < 1:
             raise MsstsError(f"{flag} is {number}; expected at least 1")
+    check_outputs(arguments)
     if arguments.device == "cuda":
         _check_gpu()
         threads = threads[:1]  # of the host; they do not matter

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mssts.bench.arguments import check_outputs
 from mssts.errors import MsstsError
 
 HELP = "quality of linking on long videos, against an oracle that knows the identities"
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     from mssts.prediction.tracking import LinkOptions
     from mssts.segmenters import load
 
+    check_outputs(arguments)
     sets = [_parsed(text) for text in arguments.sets]
     with load(arguments.model) as segmenter:
         found = {spec: windows_of(segmenter, *spec, arguments.cache) for spec in sets}
@@ -60,7 +62,7 @@ def print_linking(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _parsed(text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d+):(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d+):([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
         raise MsstsError(f"--sets {text}: expected SEED:VIDEOSxFRAMES, such as {_SETS[0]}")
     return int(match[1]), int(match[2]), int(match[3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mssts.files import atomic_path
+from mssts.files import write_text
 
 HELP = "all records as one self-contained HTML page"
 
@@ -17,20 +17,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="records, or folders of them (default: bench/results)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the page")
-    parser.add_argument("--readme", type=Path, metavar="README.md", help="also write the figures between its marks")
+    parser.add_argument(
+        "--readme", nargs="+", default=[], type=Path, metavar="PAGE.md",
+        help="also write the figures between the marks of these pages",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the page, and the README's figures if asked."""
+    """Writes the page, and the figures of Markdown pages if asked."""
     from mssts.bench.records import read_records
-    from mssts.bench.report.figures import write
+    from mssts.bench.report.marks import rewritten
     from mssts.bench.report.page import render
 
     records = read_records(arguments.records)
     page = render(records)
-    with atomic_path(arguments.out) as path:
-        path.write_text(page, encoding="utf-8")
+    pages = {
+        path: rewritten(path, records) for path in arguments.readme
+    }  # all that can fail, before anything is written
+    write_text(arguments.out, page)
     print(f"wrote {arguments.out}: {len(records)} records, {len(page) / 1e3:.0f} kB")
-    if arguments.readme is not None:
-        write(arguments.readme, records)
-        print(f"wrote the figures of {arguments.readme}")
+    for path, text in pages.items():
+        write_text(path, text)
+        print(f"wrote the figures of {path}")

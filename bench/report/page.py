@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from mssts.bench.records import Record
+from mssts.bench.records import Record, is_number
 from mssts.bench.report.charts import Bar, bars, lines, number
 from mssts.bench.report.style import STYLE
 
@@ -75,7 +75,7 @@ def _section(index: int, record: Record) -> str:
         parts.append(_chart(rows))
         parts.append(_table(name, rows))
     absent = value.get("not_measured") or value.get("absent") or []
-    if absent:
+    if isinstance(absent, list) and absent:
         reasons = "".join(f"<li>{escape(_absent(entry))}</li>" for entry in absent)
         parts.append(f"<details><summary>Not measured here: {len(absent)}</summary><ul>{reasons}</ul></details>")
     parts.append(f"<details><summary>Versions</summary><p>{escape(versions)}</p></details></section>")
@@ -102,24 +102,30 @@ def _chart(rows: list[dict[str, Any]]) -> str:
     if all({"axis", "value"} <= row.keys() for row in rows):
         return _growth(rows)
     for key, title in _LENGTHS:
-        measured = [row for row in rows if isinstance(row.get(key), (int, float)) and row[key] >= 0]
+        measured = [row for row in rows if is_number(row.get(key)) and row[key] >= 0]
         if measured and len(measured) <= _MOST_BARS:
             return bars(
                 title,
                 [
-                    Bar(label(row), row[key], row.get("floor_ms"), row.get("ms_p5"), row.get("ms_p95"))
+                    Bar(label(row), row[key], *(_known(row.get(other)) for other in ("floor_ms", "ms_p5", "ms_p95")))
                     for row in measured
                 ],
             )
     return ""
 
 
+def _known(value: Any) -> float | None:
+    return value if is_number(value) else None
+
+
 def _growth(rows: list[dict[str, Any]]) -> str:
     """A chart of milliseconds for each axis along which something grows."""
     charts = []
     for axis in dict.fromkeys(str(row["axis"]) for row in rows):
-        points = [(float(row["value"]), float(row["ms_median"])) for row in rows
-                  if row["axis"] == axis and row.get("ms_median")]  # fmt: skip
+        points = [
+            (float(row["value"]), float(row["ms_median"])) for row in rows
+            if str(row["axis"]) == axis and is_number(row["value"]) and is_number(row.get("ms_median"))
+        ]  # fmt: skip
         charts.append(lines(f"Milliseconds by {axis}", axis, {"time": points}))
     return "".join(charts)
 

@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mssts.bench.arguments import check_positive, frame_size
+from mssts.bench.arguments import check_outputs, check_positive, frame_size
+from mssts.bench.plotting import pyplot, save_figure
 from mssts.bench.records import save_record
 from mssts.errors import MsstsError
 from mssts.machine import cpu_count
@@ -52,7 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
     from mssts.bench.fps.engines import Candidate, Setting, check_names, export, saved_random_checkpoint
     from mssts.model.config import preset
 
+    size = frame_size(arguments.size)
     check_positive(arguments, "frames", "threads", "repeats")
+    check_outputs(arguments)
     axes = arguments.axes.split(",")
     check_names("axes", axes, _AXES)
     checkpoint = arguments.checkpoint or saved_random_checkpoint(preset(arguments.preset), arguments.cache)
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise MsstsError(f"--checkpoint {checkpoint}: no such file")
     print("exporting (minutes the first time)", flush=True)
     engine = Candidate("openvino", "all", "fp32", str(export(checkpoint, "fp32", arguments.cache)))
-    setting = Setting(frame_size(arguments.size), arguments.frames, 1, arguments.threads)
+    setting = Setting(size, arguments.frames, 1, arguments.threads)
     measure: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "frames": lambda: _frames(engine, setting, arguments.repeats),
         "pixels": lambda: _pixels(engine, setting, arguments.repeats),
@@ -88,9 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
         "size": list(setting.size), "frames": setting.frames, "threads": setting.threads,
         "repeats": arguments.repeats, "rows": rows, "exponents": exponents,
     }  # fmt: skip
+    save_record("scaling", report, arguments.out)
     if arguments.plot is not None:
         _plot(rows, arguments.plot)
-    save_record("scaling", report, arguments.out)
 
 
 def _exponents(axis: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -209,14 +212,9 @@ def _row(axis: str, value: int, runner: str, samples: list[float], peak_mb: floa
 
 
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    from mssts.bench.plotting import pyplot
-    from mssts.files import atomic_path
-
-    plt = pyplot()
-
     names = list(dict.fromkeys(row["axis"] for row in rows))
     size = (3 * len(names), 3)
-    figure, panels = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
+    figure, panels = pyplot().subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
     for panel, axis in zip(panels[0], names, strict=True):
         found = [row for row in rows if row["axis"] == axis]
         panel.loglog([row["value"] for row in found], [row["ms_median"] for row in found], "o-", color="#4c78a8")
@@ -224,7 +222,4 @@ def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.set_xticks([row["value"] for row in found], [str(row["value"]) for row in found], rotation=45)
         panel.minorticks_off()
     panels[0][0].set_ylabel("milliseconds")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    print(f"wrote {path}")
+    save_figure(figure, path)

@@ -61,6 +61,21 @@ def test_two_results_are_scored_compared_and_drawn(
     assert "minus that of" in capsys.readouterr().out
 
 
+def test_data_in_which_nothing_is_annotated_are_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = json.loads(data.read_text())
+    results = write(tmp_path / "right.json", perfect(data))
+    for changes in ({"annotations": []}, {"annotations": [], "videos": []}):
+        (tmp_path / "empty.json").write_text(json.dumps({**value, **changes}), encoding="utf-8")
+        for command in (["ap", str(results)], ["fps", "--preset", "tiny"]):
+            options = ["--data", str(tmp_path / "empty.json"), "--out", str(tmp_path / "out.json")]
+            assert main(["bench", *command, *options]) == 2
+            error = capsys.readouterr().err
+            assert "no object is annotated" in error and error.count("\n") == 1
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_bad_subjects_are_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = write(tmp_path / "right.json", perfect(data))
     for subjects in ([str(tmp_path / "absent.json")], [str(results)] * 3):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mssts.bench.records import read_record, record_name, save_record
-from mssts.bench.report.figures import BEGIN, END, figures, written
+from mssts.bench.report.marks import WRITERS, marks, written
 from mssts.cli import main
 
 STAMP = {
@@ -95,6 +95,10 @@ def test_rates_are_turned_over(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.json", {"mode": "open", "rate": 12, "clips_per_second": rate, "ms_p50": None})
     code, rows = compared(tmp_path)
     assert code == 1 and rows["open, rate 12"]["ratio"] == pytest.approx(1.25)
+    for name, rate in (("a", 40.0), ("b", 50.0)):  # of the whole, as `mssts demo` has it
+        write(tmp_path / f"{name}.json", {"name": "disc", "ap": 0.5}, benchmark="demo", frames_per_second=rate)
+    code, rows = compared(tmp_path)
+    assert code == 0 and rows["whole"]["ratio"] == pytest.approx(0.8)
 
 
 def test_rows_that_cannot_be_told_apart_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,10 +131,12 @@ def test_committed_records_can_be_read() -> None:
         assert read_record(path).tables, path
 
 
-def test_the_readme_has_the_figures_of_the_records() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_the_pages_have_the_figures_of_the_records(page: str) -> None:
     root = Path(__file__).parents[2]
     records = [read_record(path) for path in sorted((root / "bench" / "results").glob("*.json"))]
-    assert written(root / "README.md") == figures(records)
+    found = written(root / page)
+    assert found == {name: WRITERS[name](records) for name in found}
 
 
 def test_figures_are_those_of_the_newest_records_and_go_between_the_marks(tmp_path: Path) -> None:
@@ -139,11 +145,115 @@ def test_figures_are_those_of_the_newest_records_and_go_between_the_marks(tmp_pa
     write(tmp_path / "fps_amd_20260101_b.json", *engines, frames=5, size=[360, 640])
     write(tmp_path / "demo_amd_20260101_b.json", benchmark="demo", ap=0.5, frames_per_second=20.0, per_category=[{}])
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    begin, end = marks("figures")
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
     options = ["--out", str(tmp_path / "page.html"), "--readme", str(readme)]
     assert main(["bench", "report", *map(str, tmp_path.glob("*.json")), *options]) == 0
     text = readme.read_text(encoding="utf-8")
     assert "10.0 times as fast, 0.50 of its memory" in text and "| 50.0 |" in text and "| 20 frames/s |" in text
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    (tmp_path / "page.html").unlink()
     readme.write_text("no marks", encoding="utf-8")
     assert main(["bench", "report", *map(str, tmp_path.glob("*.json")), *options]) == 2
+    assert not (tmp_path / "page.html").exists()  # all or nothing
+
+
+def test_memory_that_was_not_measured_is_left_out_of_the_figures(tmp_path: Path) -> None:
+    write(tmp_path / "fps_amd_20260101_b.json", timed("released", 100.0, peak_memory_mb=None),
+          timed("openvino", 10.0, peak_memory_mb=None), frames=5, size=[360, 640])  # fmt: skip
+    write(tmp_path / "demo_amd_20260101_b.json", benchmark="demo", ap=0.5, frames_per_second=20.0, per_category=[{}])
+    write(tmp_path / "demo_amd_20260102_b.json", benchmark="demo", ap=None, frames_per_second=1.0, per_category=[{}])
+    text = WRITERS["figures"]([read_record(path) for path in tmp_path.glob("*.json")])
+    assert "10.0 times as fast |" in text and "| 50.0 |" in text
+
+
+def profile(path: Path, precision: str, floor: float, own: float, products: float, ops: float, passes: float) -> None:
+    """A profile whose only module is the backbone."""
+    ms = products + ops + passes
+    row = {
+        "ms": ms, "floor_ms": floor, "own_rate_ms": own, "products_ms": products, "ops_ms": ops, "passes_ms": passes,
+    }  # fmt: skip
+    value = {
+        "benchmark": "profile", "preset": "mssts_r50", "runner": "openvino", "precision": precision, "total_ms": ms,
+        "total": {"name": "total", **row}, "modules": [{"name": "backbone", **row}], **STAMP,
+    }  # fmt: skip
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def test_the_goals_stand_beside_what_takes_the_time(tmp_path: Path) -> None:
+    profile(tmp_path / "profile_amd_20260101_a.json", "fp32", 1, 1, 1, 1, 1)
+    profile(tmp_path / "profile_amd_20260102_a.json", "fp32", 1000, 1050, 1120, 60, 120)
+    profile(tmp_path / "profile_amd_20260102_a-2.json", "bf16", 500, 520, 560, 40, 100)
+    profile(tmp_path / "profile_amd_20260102_a-3.json", "int8", 250, 280, 330, 40, 90)
+    table = WRITERS["goals"]([read_record(path) for path in tmp_path.glob("*.json")])
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()
+            if line.startswith("|")}  # fmt: skip
+    assert rows["the goal"] == ["1,100, 1.10 × floor", "600, 1.20 × floor", "420, 0.60 × bf16"]
+    assert rows["the engine"] == ["1,300, 1.30 × floor", "700, 1.40 × floor", "460, 1.84 × floor"]
+    assert rows["backbone"] == ["1,000 / 1,050 / 1,300", "500 / 520 / 700", "250 / 280 / 460"]
+    (left,) = (cells for name, cells in rows.items() if name.startswith("ops and passes now"))
+    assert left == ["180, 50", "140, 80", "130, 140"]
+    assert "among the records" in WRITERS["goals"]([])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ({"benchmark": "fps"}, {"benchmark": "kernels"}, "a record of kernels, and"),
+        ({"rows": [timed("openvino", 0)]}, {}, "no row with a time in common"),
+        ({"machine": "two cores"}, {}, "machine must be an object"),
+    ],
+)
+def test_records_that_cannot_be_compared_are_one_line(
+    tmp_path: Path, a: dict[str, Any], b: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, fields in (("a", a), ("b", b)):
+        value = {"benchmark": "fps", "rows": [timed("openvino", 1)], **STAMP, **fields}
+        (tmp_path / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    out = tmp_path / "out.json"
+    assert main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_other_settings_are_a_note_and_odd_samples_leave_the_noise_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.json", timed("openvino", 100, [0.0, 0.0]), preset="mssts_r50", size=[360, 640])
+    write(tmp_path / "b.json", timed("openvino", 100, [100.0, 101.0]), preset="tiny", size=[360, 640])
+    code, rows = compared(tmp_path)
+    assert code == 0 and rows["openvino, fp32"]["low"] is None
+    printed = capsys.readouterr().out
+    assert "note: preset is not the same: mssts_r50; tiny" in printed and "note: size" not in printed
+
+
+def test_the_page_takes_what_is_no_number_as_absent(tmp_path: Path) -> None:
+    odd = {"ms_p5": "soon", "floor_ms": True, "ms_p95": float("inf")}
+    write(tmp_path / "fps.json", timed("openvino", 100, **odd), not_measured=7)
+    grown = [{"axis": ["frames"], "value": "many", "ms_median": 1.0}, {"axis": 1, "value": 2, "ms_median": "long"}]
+    write(tmp_path / "scaling.json", *grown, benchmark="scaling")
+    page = tmp_path / "page.html"
+    assert main(["bench", "report", str(tmp_path), "--out", str(page)]) == 0
+    assert "openvino" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["switches", "--out", "{file}/record.json"], "is a file"),
+        (["profile", "--plot", "{tmp}/plot.bmp"], ".png, .svg, .pdf"),
+        (["scaling", "--plot", "{tmp}"], "is a folder"),
+        (["ap", "results.json", "--data", "absent.json", "--sheet", "{tmp}"], "is a folder"),
+        (["fps", "--checkpoint", "{file}", "--runners", "openvino"], "or damaged"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_measured(
+    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    words = [word.format(tmp=tmp_path, file=tmp_path / "file") for word in options]
+    out = [] if "--out" in words else ["--out", str(tmp_path / "new.json")]
+    assert main(["bench", *words, *out]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
