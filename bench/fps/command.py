@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table and writes the file.
 
     The exit code is 1 if an engine was refused or failed, or none could run."""
-    from mssts.bench.fps.engines import Setting, check_names
+    from mssts.bench.fps.engines import MEASURED, PRECISIONS, Setting, check_names
     from mssts.bench.fps.floor import with_floors
     from mssts.bench.fps.measuring import measure
     from mssts.bench.fps.published import PUBLISHED
@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_outputs(arguments)
     if arguments.data is not None:
         arguments.data, _ = read_annotations(arguments.data)  # before minutes of measurement
+    check_names("runners", arguments.runners.split(","), list(MEASURED))
+    check_names("precision", arguments.precision.split(","), PRECISIONS)
     scopes = arguments.scopes.split(",")
     check_names("scopes", scopes, list(SCOPES))
     setting = Setting(size, arguments.frames, arguments.batch, arguments.threads)
@@ -118,13 +120,11 @@ def _candidates(
     arguments: argparse.Namespace, checkpoints: Mapping[str, Path], setting: Setting
 ) -> tuple[list[Candidate], list[dict[str, Any]]]:
     """The candidates, with their exports made, and what cannot be measured and why."""
-    from mssts.bench.fps.engines import MEASURED, PRECISIONS, Candidate, check_names
+    from mssts.bench.fps.engines import Candidate
     from mssts.bench.fps.exports import Exports
     from mssts.bench.fps.measuring import entry_of
 
     runners, precisions = arguments.runners.split(","), arguments.precision.split(",")
-    check_names("runners", runners, list(MEASURED))
-    check_names("precision", precisions, PRECISIONS)
     exports = Exports(arguments.cache, str(FixedShape(setting.batch, setting.frames, *setting.size)))
     found, absent = [], []
     for variant, checkpoint in checkpoints.items():
