@@ -7,7 +7,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -181,7 +181,7 @@ def _medians(seconds: Sequence[float], runs: Sequence[_Nodes]) -> ModuleTimes:
     # Counters can add up to a little more than the clock says, which a share of the clock's time sets right.
     scale = min(1.0, total / inside) if inside else 1.0
     modules = dict.fromkeys(MODULES, 0.0)
-    kinds: Counter[str] = Counter()
+    kinds: defaultdict[str, float] = defaultdict(float)
     work = {module: dict.fromkeys(WORK, 0.0) for module in MODULES}
     for (module, kind), ms in medians.items():
         modules[module] += scale * ms
@@ -189,6 +189,5 @@ def _medians(seconds: Sequence[float], runs: Sequence[_Nodes]) -> ModuleTimes:
         work[module][work_of(kind)] += scale * ms
     outside = max(0.0, total - sum(modules.values()))
     known = any(kinds)  # PyTorch's hooks see modules, not nodes
-    return ModuleTimes(
-        total, {**modules, OUTSIDE: outside}, work if known else {}, dict(kinds.most_common()) if known else {}
-    )
+    longest_first = dict(sorted(kinds.items(), key=lambda entry: -entry[1]))
+    return ModuleTimes(total, {**modules, OUTSIDE: outside}, work if known else {}, longest_first if known else {})
