@@ -10,7 +10,7 @@ from mssts.bench.records import Record, newest
 _PRESET = "mssts_r50"
 _OF_FLOOR = {"fp32": 1.10, "bf16": 1.20}
 _OF_BF16 = 0.60  # int8's time
-_ABSENT = f"No profile of {_PRESET} in OpenVINO is among the records."
+_ABSENT = f"No profile of {_PRESET} in OpenVINO by kind of work is among the records yet."
 
 
 def goals(records: Sequence[Record]) -> str:
@@ -37,7 +37,7 @@ def goals(records: Sequence[Record]) -> str:
 
 
 def _profiles(records: Sequence[Record]) -> dict[str, Record]:
-    """The newest profile of each precision. Records of before 0.2.0 tell nothing of the sorts of work."""
+    """The newest profile of each precision, of those that have the time by kind of work."""
     same = [
         record for record in records
         if record.what == "profile" and record.value.get("preset") == _PRESET
