@@ -31,7 +31,7 @@ def check_positive(arguments: argparse.Namespace, *names: str) -> None:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Checks that the record, and `--plot` or `--sheet` if it is given, can be written.
+    """Checks that the record and the pictures that are asked for can be written.
 
     Measurements take minutes, and would be lost.
 

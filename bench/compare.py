@@ -132,12 +132,15 @@ def compare(before: Record, after: Record) -> tuple[list[Change], list[tuple[str
 
 
 def _kind(record: Record) -> str:
-    """What was measured, without what the names of older records add to it, as in `fps-tiny`."""
+    """What was measured.
+
+    Names of older records add to it, as in `fps-tiny`, which is left out.
+    """
     return record.what.partition("-")[0]
 
 
 def _different_settings(before: Record, after: Record) -> dict[str, tuple[Any, Any]]:
-    """The settings of which both records know and which are not the same, with both values."""
+    """The settings that both records have and that differ, with both values."""
     return {
         name: (before.value[name], after.value[name])
         for name in _SETTINGS

@@ -106,7 +106,10 @@ _DATE = re.compile(r"_(\d{8})_")
 
 
 def newest(records: Sequence[Record]) -> Record:
-    """The record of the latest date, by the names of their files, and of that day the last."""
+    """The record of the latest date, by the names of the files.
+
+    Of one day it is the last by name.
+    """
 
     def date(record: Record) -> tuple[str, str]:
         named = _DATE.search(record.path.name)

@@ -1,4 +1,4 @@
-"""The goals of the engines on a processor, and what stops them: from profiles, and from nothing else."""
+"""The goals of the engines on a processor, and what stops them, from profiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ABSENT = f"No profile of {_PRESET} in OpenVINO by kind of work is among the rec
 
 
 def goals(records: Sequence[Record]) -> str:
-    """Two tables as Markdown: the goal of each precision beside what takes the time, and the same by module."""
+    """Two tables as Markdown: goals beside what takes the time, and by module."""
     found = _profiles(records)
     if not found:
         return _ABSENT
@@ -37,7 +37,7 @@ def goals(records: Sequence[Record]) -> str:
 
 
 def _profiles(records: Sequence[Record]) -> dict[str, Record]:
-    """The newest profile of each precision, of those that have the time by kind of work."""
+    """The newest profile of each precision that has the time by kind of work."""
     same = [
         record for record in records
         if record.what == "profile" and record.value.get("preset") == _PRESET

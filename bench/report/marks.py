@@ -1,4 +1,4 @@
-"""Tables in Markdown pages that are written from the records, between two marks each."""
+"""Tables of Markdown pages, written from the records between two marks."""
 
 from __future__ import annotations
 
