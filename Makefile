@@ -64,7 +64,7 @@ test-gpu: setup plugins ## the tests that need an NVIDIA GPU; an error, not a sk
 # nothing.
 bench-gpu: setup plugins ## kernels, profiler and whole engines on an NVIDIA GPU, into runs/gpu (one to two hours)
 	PYTHON=$(BIN)/python STOCK="$(STOCK)" SECONDS_OF_PART=7200 SECONDS_OF_FPS=3600 CACHE=runs/bench_fps \
-	  FPS_ARGUMENTS="--switches baseline,all --precision fp32,tf32,fp16,bf16 --runners \
+	  FPS_ARGUMENTS="--scopes model,pipeline --switches baseline,all --precision fp32,tf32,fp16,bf16 --runners \
 	  pytorch-cuda,pytorch-compiled-cuda,onnxruntime-cuda,tensorrt,tensorrt-rtx" bench/gpu_session.sh runs/gpu
 
 lint: setup ## ruff, mypy and clang-format

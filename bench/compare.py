@@ -26,12 +26,14 @@ _RATES = ("frames_per_second", "clips_per_second")
 _CHOICES = (
     "mode", "concurrency", "rate", "runner", "variant", "precision", "threads", "workload", "op", "device", "dtype",
     "direction", "impl", "name", "kernel", "implementation", "architecture", "configuration", "seed", "scope", "axis",
-    "value", "gpu", "model", "module", "artefact", "offset_pixels",
+    "value", "gpu", "model", "module", "artefact", "offset_pixels", "in_flight",
 )  # fmt: skip
 _SETTINGS = (
     "preset", "checkpoint", "switches", "runner", "precision", "size", "frames", "batch", "threads", "encoding",
     "device",
 )  # fmt: skip
+_UNSAID = (None, "")
+_USUAL = {"in_flight": 1}  # what rows of records from before have, which do not say it
 _DRAWS = 2000
 
 
@@ -153,7 +155,8 @@ def _timed_rows(record: Record) -> dict[str, dict[str, Any]]:
     for row in _rows(record):
         if _figure(row) is None:
             continue
-        name = ", ".join(_choice(key, row[key]) for key in _CHOICES if row.get(key) not in (None, ""))
+        said = [key for key in _CHOICES if row.get(key) not in (*_UNSAID, _USUAL.get(key))]
+        name = ", ".join(_choice(key, row[key]) for key in said)
         if name in found:
             raise MsstsError(f"{record.path}: has two rows of {name}")
         found[name] = row

@@ -216,7 +216,8 @@ run_counters() {
 run_engines() {
   local batch words=(--runners "pytorch-cuda,pytorch-compiled-cuda" --precision "fp16,bf16,tf32" --repeats 50)
   if [ -n "$dry" ]; then
-    words=(--runners pytorch --preset tiny --size 64x64 --frames 1 --repeats 1)
+    words=(--runners pytorch --preset tiny --size 64x64 --frames 1 --repeats 1 --threads 1
+      --scopes "model,pipeline")
   fi
   for batch in 1 8; do
     # shellcheck disable=SC2086

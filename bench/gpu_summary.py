@@ -44,7 +44,8 @@ def _libraries(report: dict[str, Any]) -> str:
 
 def _row(row: dict[str, Any]) -> str:
     if "runner" in row:
-        name = f"{row['runner']} {row['variant']} {row['precision']}"
+        many = f" {row['in_flight']} in flight" if row["in_flight"] > 1 else ""
+        name = f"{row['runner']} {row['variant']} {row['precision']} {row['scope']}{many}"
         return f"  {name:58} {row['ms_median']:9.3f} ms {row['frames_per_second']:9.1f} frames/s"
     name = f"{row['workload']} {row['dtype']} {row['direction']} {row.get('cache', '')}"
     if row["wrong"]:

@@ -148,9 +148,10 @@ def _add_scopes(
     from mssts.bench.fps.scopes import average_precision, measure_scope
 
     by_name = {(c.runner, c.variant, c.precision): c for c in candidates}
-    ran = [by_name[row["runner"], row["variant"], row["precision"]] for row in measured["rows"]]
+    alone = [row for row in measured["rows"] if row["in_flight"] == 1]
+    ran = [by_name[row["runner"], row["variant"], row["precision"]] for row in alone]
     if arguments.data is not None:
-        for row, candidate in zip(measured["rows"], ran, strict=True):
+        for row, candidate in zip(alone, ran, strict=True):
             try:
                 row["ap"] = average_precision(candidate, str(arguments.data), setting.threads)
             except MsstsError as error:
@@ -171,21 +172,21 @@ def print_fps(report: dict[str, Any]) -> None:
         f"{report['batch']} at once, {report['threads']} threads, {report['repeats']} rounds in turn; times in ms"
     )
     print(
-        f"{'runner':16} {'switches':9} {'precision':9} {'scope':9}{'median':>9} {'p5':>9} {'p95':>9} {'frames/s':>9} "
-        f"{'times':>6} {'× floor':>7} {'AP':>6} {'peak MB':>8}  kernels"
+        f"{'runner':16} {'switches':9} {'precision':9} {'scope':9}{'in flight':>9} {'median':>9} {'p5':>9} {'p95':>9} "
+        f"{'frames/s':>9} {'times':>6} {'× floor':>7} {'AP':>6} {'peak MB':>8}  kernels"
     )
     baseline = next((row for row in report["rows"] if row["runner"] == "released"), None)
     for row in report["rows"]:
         model = row["scope"] == "model"
-        times = f"{baseline['ms_median'] / row['ms_median']:.2f}" if baseline and model else "–"
+        times = f"{row['frames_per_second'] / baseline['frames_per_second']:.2f}" if baseline and model else "–"
         floor = f"{row['times_of_floor']:.2f}" if row.get("times_of_floor") else "–"
         ap = f"{100 * row['ap']:.1f}" if row.get("ap") is not None else "–"
         memory = "–" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
         kernels = row["engine"].get("kernels_isa") or ("yes" if row["engine"].get("kernels") else "none")
         print(
-            f"{row['runner']:16} {row['variant']:9} {row['precision']:9} {row['scope']:9}{row['ms_median']:9.1f} "
-            f"{row['ms_p5']:9.1f} {row['ms_p95']:9.1f} {row['frames_per_second']:9.2f} {times:>6} {floor:>7} {ap:>6} "
-            f"{memory:>8}  {kernels}"
+            f"{row['runner']:16} {row['variant']:9} {row['precision']:9} {row['scope']:9}{row['in_flight']:9} "
+            f"{row['ms_median']:9.1f} {row['ms_p5']:9.1f} {row['ms_p95']:9.1f} {row['frames_per_second']:9.2f} "
+            f"{times:>6} {floor:>7} {ap:>6} {memory:>8}  {kernels}"
         )
     around = report["around"]
     print(
@@ -201,4 +202,5 @@ def print_fps(report: dict[str, Any]) -> None:
         )
     for entry in report["not_measured"]:
         what = "REFUSED" if entry["refused"] else "FAILED" if entry["failed"] else "not measured here"
-        print(f"{entry['runner']:16} {entry['variant']:9} {entry['precision']:9} {what}: {entry['reason']}")
+        many = f" with {entry['in_flight']} in flight" if entry["in_flight"] > 1 else ""
+        print(f"{entry['runner']:16} {entry['variant']:9} {entry['precision']:9} {what}{many}: {entry['reason']}")

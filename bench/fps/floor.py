@@ -41,7 +41,8 @@ def with_floors(report: dict[str, Any], checkpoints: Mapping[str, Path], setting
         floor = None
         if row["precision"] in wanted and MEASURED[row["runner"]].device == "cpu":
             floor = flops[row["variant"]] / best_rate(rates, row["precision"]).gflop_per_s / 1e6
-        times = None if floor is None else row["ms_median"] / floor
+        clip_ms = 1e3 * setting.batch * setting.frames / row["frames_per_second"]  # the median of one clip at a time
+        times = None if floor is None else clip_ms / floor
         rows.append({**row, "floor_ms": floor, "times_of_floor": times})
     best = [asdict(best_rate(rates, dtype)) for dtype in wanted]
     return {**report, "rows": rows, "flops": flops, "rates": [asdict(rate) for rate in rates], "best_rates": best}

@@ -7,7 +7,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from mssts.bench.fps import engines
 from mssts.bench.fps.engines import Candidate, Setting
+from mssts.bench.fps.in_flight import Flow, engine_flow
 from mssts.bench.fps.memory import peak_memory_mb
+from mssts.bench.fps.times import summary
 from mssts.errors import MsstsError, first_line
 from mssts.machine import cpu_count
 from mssts.manifest import InputRule
@@ -93,13 +95,13 @@ class _Turn:
                         start = time.perf_counter()
                         self._attempt(candidate, self._infer)
                         seconds[candidate].append(time.perf_counter() - start)
-            rows = [self._row(candidate, seconds[candidate]) for candidate in self._engines]
+            rows = [row for candidate in list(self._engines) for row in self._rows(candidate, seconds[candidate])]
         finally:
             for candidate in list(self._engines):
                 self._drop(candidate)
         return rows, self._absent
 
-    def _attempt(self, candidate: Candidate, action: Callable[[Candidate], object]) -> None:
+    def _attempt(self, candidate: Candidate, action: Callable[[Candidate], object], in_flight: int = 1) -> None:
         """Whatever an engine does, the others are still measured."""
         try:
             action(candidate)
@@ -109,7 +111,7 @@ class _Turn:
         except Exception as error:  # out of memory, a compiler's error, …
             reason, failed = f"fails: {type(error).__name__}: {first_line(error)}", True
         self._drop(candidate)
-        self._absent.append(entry_of(candidate, reason, failed=failed))
+        self._absent.append(entry_of(candidate, reason, in_flight, failed=failed))
 
     def _infer(self, candidate: Candidate) -> None:
         self._engines[candidate].infer(*self._clip)
@@ -129,17 +131,37 @@ class _Turn:
         peak = peak_memory_mb(candidate, self._setting) if self._memory else None
         self._known[candidate] = {"peak_memory_mb": peak, "difference": difference}
 
-    def _row(self, candidate: Candidate, seconds: list[float]) -> dict[str, Any]:
-        return {
+    def _rows(self, candidate: Candidate, seconds: list[float]) -> Iterator[dict[str, Any]]:
+        """The row of one clip at a time, and that of several in flight where the engine takes them."""
+        runner, frames = self._engines[candidate], self._setting.frames * self._setting.batch
+        row = {
             "runner": candidate.runner,
             "variant": candidate.variant,
             "precision": candidate.precision,
             "scope": "model",
-            **summary(seconds, self._setting.frames * self._setting.batch),
+            "in_flight": 1,
+            **summary(seconds, frames),
             **self._known[candidate],
             "threads": self._setting.threads,
-            "engine": self._engines[candidate].describe(),
+            "engine": runner.describe(),
         }
+        yield row
+        wanted = runner.in_flight
+        if wanted == 1:
+            return
+        flows: list[Flow] = []
+
+        def measure(_: Candidate) -> None:
+            engine_flow(runner, *self._clip, 1)  # each context sets things up in its first clip
+            if runner.in_flight == wanted:
+                flows.append(engine_flow(runner, *self._clip, len(seconds)))
+
+        self._attempt(candidate, measure, wanted)
+        for flow in flows:
+            yield {**row, **flow.row(frames), "peak_memory_mb": None, "engine": runner.describe()}
+        if not flows and candidate in self._engines:
+            reason = "takes one clip at a time: the GPU's memory is short for a second"
+            self._absent.append(entry_of(candidate, reason, wanted))
 
     def _drop(self, candidate: Candidate) -> None:
         """Frees an engine, and what PyTorch keeps of the GPU's memory for the next."""
@@ -169,12 +191,15 @@ def _reference(candidate: Candidate, clip_BTHWC: Any, sizes_B2: Any) -> EngineOu
     return answer
 
 
-def entry_of(candidate: Candidate, reason: str, *, refused: bool = False, failed: bool = False) -> dict[str, Any]:
+def entry_of(
+    candidate: Candidate, reason: str, in_flight: int = 1, *, refused: bool = False, failed: bool = False
+) -> dict[str, Any]:
     """An entry of `not_measured`."""
     return {
         "runner": candidate.runner,
         "variant": candidate.variant,
         "precision": candidate.precision,
+        "in_flight": in_flight,
         "reason": reason,
         "refused": refused,
         "failed": failed,
@@ -207,23 +232,3 @@ def around_the_engine(setting: Setting, repeats: int) -> dict[str, float]:
         to_instances(output, sizes_B2, setting.size)
         seconds["postprocess"].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(found[1:]) for name, found in seconds.items()}
-
-
-def summary(seconds: list[float], frames: int) -> dict[str, Any]:
-    """The figures of a row, from the seconds of each inference."""
-    ordered = sorted(1e3 * second for second in seconds)
-
-    def percentile(share: float) -> float:
-        position = share * (len(ordered) - 1)
-        low = int(position)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-    median = statistics.median(ordered)
-    return {
-        "ms_median": median,
-        "ms_p5": percentile(0.05),
-        "ms_p95": percentile(0.95),
-        "frames_per_second": 1e3 * frames / median,
-        "samples_ms": [1e3 * second for second in seconds],
-    }

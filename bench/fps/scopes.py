@@ -13,7 +13,9 @@ from tqdm import tqdm
 import mssts
 from mssts.artefact import Kind
 from mssts.bench.fps.engines import MEASURED, Candidate, Setting
-from mssts.bench.fps.measuring import entry_of, summary
+from mssts.bench.fps.in_flight import segmenter_flow
+from mssts.bench.fps.measuring import entry_of
+from mssts.bench.fps.times import summary
 from mssts.errors import MsstsError
 from mssts.segmenters.base import Segmenter
 
@@ -28,6 +30,8 @@ def measure_scope(
     scope: str, candidates: Sequence[Candidate], setting: Setting, repeats: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of one scope, and the engines that have none, with the reason.
+
+    An engine has two: one clip at a time, and as many in flight as `segment_many` takes.
 
     Args:
         scope: `pipeline` or `served`.
@@ -47,17 +51,18 @@ def measure_scope(
                     start = time.perf_counter()
                     segmenter.segment(jpegs)
                     seconds.append(time.perf_counter() - start)
+                flow = segmenter_flow(segmenter, jpegs, repeats)
                 described = segmenter.describe()
         except MsstsError as error:
             absent.append({**entry_of(candidate, str(error)), "scope": scope})
             continue
-        rows.append(
-            {
-                "runner": candidate.runner, "variant": candidate.variant, "precision": candidate.precision,
-                "scope": scope, **summary(seconds, setting.frames), "peak_memory_mb": None,
-                "threads": setting.threads, "engine": described,
-            }
-        )  # fmt: skip
+        for figures in ({"in_flight": 1, **summary(seconds, setting.frames)}, flow.row(setting.frames)):
+            rows.append(
+                {
+                    "runner": candidate.runner, "variant": candidate.variant, "precision": candidate.precision,
+                    "scope": scope, **figures, "peak_memory_mb": None, "threads": setting.threads, "engine": described,
+                }
+            )  # fmt: skip
     return rows, absent
 
 

@@ -132,7 +132,10 @@ def _growth(rows: list[dict[str, Any]]) -> str:
 
 def label(row: dict[str, Any]) -> str:
     """What a row is of, in a few words."""
-    return " ".join(str(row[key]) for key in _NAMES if row.get(key) not in (None, "")) or "–"
+    named = [str(row[key]) for key in _NAMES if row.get(key) not in (None, "")]
+    if row.get("in_flight", 1) != 1:
+        named.append(f"{row['in_flight']} in flight")
+    return " ".join(named) or "–"
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -17,15 +20,18 @@ from mssts.bench.fps import engines as fps_engines
 from mssts.bench.fps import measuring
 from mssts.bench.fps.command import print_fps
 from mssts.bench.fps.engines import Candidate, Setting, saved_random_checkpoint
-from mssts.bench.fps.measuring import measure, summary
+from mssts.bench.fps.in_flight import counted
+from mssts.bench.fps.measuring import measure
 from mssts.bench.fps.memory import peak_memory_mb
 from mssts.bench.fps.released import ReleasedEngine
+from mssts.bench.fps.times import summary
 from mssts.cli import main
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.errors import MsstsError
 from mssts.model.config import BASELINE, preset
 from mssts.model.engine import Engine
 from mssts.model.mssts_vis import MSSTSVIS
+from mssts.runners.base import Runner
 from mssts.runners.tensorrt_library import Gpu
 
 SIZE, FRAMES = (64, 96), 2
@@ -102,16 +108,22 @@ def test_figures_are_printed_and_written_and_absent_engines_named(tmp_path, caps
     assert "not measured here: it has no bf16" in printed and "best rate of this machine in fp32" in printed
 
 
-def test_a_clip_from_jpeg_to_run_lengths_and_ap_are_of_the_same_engine(tmp_path, checkpoint):
+def test_a_clip_from_jpeg_to_run_lengths_and_ap_are_of_the_same_engine(tmp_path, checkpoint, capsys):
     data = write_dataset(tmp_path / "data", 1, 3, MovingShapesConfig(length=2), progress=False)
     out = tmp_path / "fps.json"
     arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch,released", "--no-memory", "--size", "64x96"]
     arguments += ["--frames", "2", "--repeats", "2", "--scopes", "model,pipeline,served", "--data", str(data)]
     assert main(["bench", "fps", *arguments, "--out", str(out)]) == 0
     report = json.loads(out.read_text())
-    rows = {(row["runner"], row["scope"]): row for row in report["rows"]}
-    assert set(rows) == {("pytorch", "model"), ("released", "model"), ("pytorch", "pipeline")}
-    assert 0 <= rows["pytorch", "model"]["ap"] <= 1 and rows["released", "model"]["ap"] is None
+    rows = {(row["runner"], row["scope"], row["in_flight"]): row for row in report["rows"]}
+    # A clip is decoded and one encoded while the engine runs another.
+    assert set(rows) == {
+        ("pytorch", "model", 1), ("released", "model", 1), ("pytorch", "pipeline", 1), ("pytorch", "pipeline", 3)
+    }  # fmt: skip
+    assert 0 <= rows["pytorch", "model", 1]["ap"] <= 1 and rows["released", "model", 1]["ap"] is None
+    many = rows["pytorch", "pipeline", 3]
+    assert len(many["samples_ms"]) == 2 and many["frames_per_second"] > 0
+    assert re.search(rf"pytorch +trained +fp32 +pipeline +3 +{many['ms_median']:.1f} ", capsys.readouterr().out)
     reasons = {(entry["runner"], entry["scope"]): entry["reason"] for entry in report["not_measured"]}
     assert "a server takes an exported engine" in reasons["pytorch", "served"]
     assert ("released", "pipeline") in reasons
@@ -164,7 +176,7 @@ def test_a_batch_is_measured_as_so_many_frames(tmp_path, checkpoint):
 def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoint):
     right = fps_engines.load
 
-    class Wrong:
+    class Wrong(Runner):
         """An engine whose masks are upside down."""
 
         def __init__(self, runner):
@@ -190,7 +202,7 @@ def test_an_engine_that_computes_something_else_is_refused(monkeypatch, checkpoi
     assert "masks differ" in refused["reason"]
 
 
-class Answer:
+class Answer(Runner):
     """An engine with PyTorch's answer that fails at a given call.
 
     It must not be loaded beside another.
@@ -245,6 +257,74 @@ def test_an_engine_that_fails_is_an_entry_and_the_others_go_on(monkeypatch, chec
     printed = capsys.readouterr().out
     assert "pytorch-cuda     trained   fp32      FAILED: fails: OutOfMemoryError" in printed
     assert Answer.loaded == []
+
+
+class TwoAtOnce(Answer):
+    """An engine that takes two clips at once.
+
+    Where memory is short for a second, it finds out when two are there. It may fail then.
+    """
+
+    in_flight = 2
+    loaded: ClassVar[list[str]] = []
+
+    def __init__(self, runner, then):
+        super().__init__("two", runner)
+        self.answer, self.then = None, then
+        self.inside, self.most, self.lock = 0, 0, threading.Lock()
+
+    def infer(self, frames, sizes):
+        with self.lock:
+            self.answer = self.answer or super().infer(frames, sizes)
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        time.sleep(0.05)
+        with self.lock:
+            self.inside -= 1
+        if self.most == 2 and self.then == "fails":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if self.most == 2 and self.then == "takes one":
+            self.in_flight = 1
+        return self.answer
+
+
+@pytest.mark.parametrize("then", ["goes on", "takes one", "fails"])
+def test_an_engine_that_takes_two_clips_has_a_row_with_two_in_flight(monkeypatch, checkpoint, then, capsys):
+    right, made = fps_engines.load, []
+
+    def load(candidate, threads):
+        runner = right(replace(candidate, runner="pytorch"), threads)
+        if candidate.runner == "pytorch":
+            return runner  # the reference
+        made.append(TwoAtOnce(runner, then))
+        return made[0]
+
+    monkeypatch.setattr(fps_engines, "load", load)
+    setting = Setting(SIZE, FRAMES, 1, 1)
+    report = measure([Candidate("tensorrt", "trained", "fp32", str(checkpoint))], setting, 3, memory=False)
+    one, *more = report["rows"]
+    assert one["in_flight"] == 1 and made[0].most == 2 and made[0].loaded == []
+    print_fps({**report, "preset": "tiny"})
+    printed = capsys.readouterr().out
+    if then == "goes on":
+        (two,) = more
+        assert two["in_flight"] == 2 and len(two["samples_ms"]) == 6
+        assert two["ms_p5"] >= 50 and two["frames_per_second"] > 1.2 * one["frames_per_second"]  # 2, but for the load
+        assert report["not_measured"] == []
+        return
+    assert more == []
+    (entry,) = report["not_measured"]
+    assert entry["in_flight"] == 2 and entry["failed"] == (then == "fails")
+    assert ("FAILED with 2 in flight: fails: OutOfMemoryError" if then == "fails" else "memory is short") in printed
+
+
+def test_clips_at_the_beginning_and_end_do_not_count_where_several_are_in_flight():
+    # Two at once, a second each, the first of them slow; another is under way when the last that counts is done.
+    spans = [(0.0, 3.0), (0.0, 2.0), (2.0, 3.5), (3.0, 4.0), (3.5, 4.5), (4.0, 5.0), (4.5, 5.5), (5.0, 9.0)]
+    flow = counted(spans, in_flight=2, clips=4)
+    assert (flow.in_flight, flow.latencies, flow.seconds) == (2, (1.5, 1.0, 1.0, 1.0), 2.0)
+    row = flow.row(frames=5)
+    assert row["frames_per_second"] == 10 and row["ms_median"] == 1000 and row["in_flight"] == 2
 
 
 def test_figures_are_in_the_file_before_anything_is_printed(monkeypatch, tmp_path, checkpoint):

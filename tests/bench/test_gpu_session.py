@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def session(tmp_path):
         environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "PYTHON": sys.executable, **variables}
         environment.update(DRY_RUN="1", MSSTS_COMMIT="abc123", OMP_NUM_THREADS="1")
         program = ["bash", str(SCRIPT), *map(str, words)]
-        return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
     return run
 
@@ -71,7 +72,10 @@ def test_a_failing_step_stops_nothing_and_files_say_whence_they_are(session, tmp
         json.loads((out / name).read_text()) for name in ("kernels/encoder_warm.json", "engines/fps_batch1.json")
     )
     assert all(row["cache"] == "warm" and row["ms_median"] > 0 for row in kernels["rows"])
-    assert [row["runner"] for row in fps["rows"]] == ["pytorch"]
+    assert [(row["runner"], row["scope"], row["in_flight"]) for row in fps["rows"]] == [
+        ("pytorch", "model", 1), ("pytorch", "pipeline", 1), ("pytorch", "pipeline", 3)
+    ]  # fmt: skip
+    assert "fp32 pipeline 3 in flight" in (out / "engines" / "summary.txt").read_text()
     for report in (kernels, fps):
         assert set(report["libraries"]) <= {"cpu", "cuda", "onnxruntime", "openvino", "tensorrt"}
         assert all(len(digest) == 64 for digest in report["libraries"].values())
@@ -80,6 +84,21 @@ def test_a_failing_step_stops_nothing_and_files_say_whence_they_are(session, tmp
         assert counter in profiled
     assert (out / "counters" / "memcheck.log").read_text().strip().endswith("| 1")
     assert "racecheck.log: RACECHECK SUMMARY: 1 hazard displayed" in (out / "counters" / "summary.txt").read_text()
+
+
+STEPS = {
+    "kernels": ["tests", "masks", "encoder", "encoder_warm", "encoder_fma", "others"],
+    "counters": ["ncu_forward", "ncu_backward", "ncu_temporal", "memcheck", "racecheck", "synccheck", "initcheck"],
+    "engines": ["fps_batch1", "fps_batch8"],
+}
+
+
+def test_where_no_time_is_left_each_step_says_so(session, tmp_path):
+    done = session(tmp_path, *STEPS, SECONDS_OF_PART="0")
+    for part, names in STEPS.items():
+        summary = (tmp_path / part / "summary.txt").read_text()
+        assert re.findall("^(.*): LEFT OUT, no time was left$", summary, re.MULTILINE) == names
+    assert done.returncode == 0
 
 
 def test_where_there_is_no_gpu_it_says_so(session, tmp_path):

@@ -101,6 +101,16 @@ def test_rates_are_turned_over(tmp_path: Path) -> None:
     assert code == 0 and rows["whole"]["ratio"] == pytest.approx(0.8)
 
 
+def test_rows_of_one_clip_in_flight_are_those_of_records_that_do_not_say_it(tmp_path: Path) -> None:
+    one, two = ({**timed("tensorrt", ms), "in_flight": clips} for ms, clips in ((4, 1), (5, 2)))
+    write(tmp_path / "a.json", timed("tensorrt", 2))
+    write(tmp_path / "b.json", one, two)
+    _, rows = compared(tmp_path)
+    assert rows.keys() == {"tensorrt, fp32"} and rows["tensorrt, fp32"]["ratio"] == 2
+    write(tmp_path / "a.json", one, two)
+    assert compared(tmp_path)[1].keys() == {"tensorrt, fp32", "tensorrt, fp32, in_flight 2"}
+
+
 def test_rows_that_cannot_be_told_apart_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         write(tmp_path / f"{name}.json", timed("openvino", 1), timed("openvino", 2))
