@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+from support.tensorrt_driver import Built, Driver
 
 from mssts import kernels
 from mssts.errors import MsstsError
@@ -69,3 +71,37 @@ def test_another_tensorrt_does_not_find_the_plugins_and_the_message_says_why(bui
     registry = rtx.Runtime(rtx.Logger(rtx.Logger.ERROR)).get_plugin_registry()
     with pytest.raises(MsstsError, match=rf"does not find MSDeformAttn.*built for TensorRT {built.major}\."):
         load_plugins(registry)
+
+
+@pytest.fixture
+def with_plugins(built: Built, start: Callable[..., Driver]) -> Driver:
+    """A process with TensorRT and the plugins in its global registry."""
+    driver = start()
+    driver("dlopen", built.library, "now", "local")
+    return driver
+
+
+def has_plugins(driver: Driver) -> bool:
+    return len(driver("creators", "MSDeformAttn", "SplitTemporalAttn").result) == 2
+
+
+def test_without_a_driver_of_cuda_there_is_no_runtime_and_tensorrt_says_why(with_plugins):
+    """`createInferRuntime` of the lean library asks for CUDA first, so what a runtime would find stays open.
+
+    It logs its reason. Its disassembly (11.1.0.106) ends in an `add $0x228` to whatever pointer it got, so that a caller
+    gets 0x228 for null, takes it for a runtime and crashes in its first call. The registry is still whole after it.
+    """
+    reply = with_plugins("createRuntime")
+    if reply.result is not None:
+        pytest.skip("CUDA's driver is here, and a runtime: the test that needs a GPU is of that")
+    assert all(severity == "ERROR" for severity, _ in reply.log)
+    assert "CUDA initialization failure with error" in reply.log[0][1]
+    assert has_plugins(with_plugins)
+
+
+@pytest.mark.gpu
+def test_a_runtime_finds_the_plugins_of_the_global_registry_and_refuses_what_is_no_plan(with_plugins):
+    reply = with_plugins("createRuntime")
+    assert reply.result == [True, False]
+    assert "ERROR" in [severity for severity, _ in reply.log]
+    assert has_plugins(with_plugins)

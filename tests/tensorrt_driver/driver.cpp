@@ -76,6 +76,7 @@ class Driver {
   std::string call(const std::string& name, const Words& words) {
     if (name == "runtime") return open_runtime(words.at(0));      // the file of a TensorRT runtime
     if (name == "dlopen") return open_library(words);             // file, then lazy|now, local|global
+    if (name == "createRuntime") return create_runtime();
     if (name == "loadLibrary") return load_library(words.at(0));  // through the registry
     if (name == "deregisterLibrary") return registry_->deregisterLibrary(handle_), "true";
     if (name == "logger") return set_logger();
@@ -113,10 +114,24 @@ class Driver {
   }
 
   std::string open_runtime(const std::string& path) {
-    void* runtime = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (runtime == nullptr) throw std::runtime_error(dlerror());
-    registry_ = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(runtime, "getPluginRegistry"))();
-    return std::to_string(reinterpret_cast<int32_t (*)()>(dlsym(runtime, "getInferLibVersion"))());
+    runtime_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (runtime_ == nullptr) throw std::runtime_error(dlerror());
+    registry_ = reinterpret_cast<IPluginRegistry* (*)()>(dlsym(runtime_, "getPluginRegistry"))();
+    return std::to_string(reinterpret_cast<int32_t (*)()>(dlsym(runtime_, "getInferLibVersion"))());
+  }
+
+  // Whether a runtime's own registry finds MSDeformAttn, and whether it makes an engine of what is no plan; null where
+  // there is no runtime.
+  std::string create_runtime() {
+    const auto create = reinterpret_cast<void* (*)(void*, int32_t)>(dlsym(runtime_, "createInferRuntime_INTERNAL"));
+    void* const created = create(&logger_, NV_TENSORRT_VERSION);
+    // Where there is none, the lean library of 11.1 adds 0x228, a base class's place, to its null pointer all the same.
+    if (reinterpret_cast<uintptr_t>(created) < 4096) return "null";
+    const std::unique_ptr<IRuntime> runtime(static_cast<IRuntime*>(created));
+    const bool finds = runtime->getPluginRegistry().getCreator("MSDeformAttn", "1", "") != nullptr;
+    const std::vector<char> no_plan(256, '\7');
+    const std::unique_ptr<ICudaEngine> engine(runtime->deserializeCudaEngine(no_plan.data(), no_plan.size()));
+    return joined({truth(finds), truth(engine != nullptr)});
   }
 
   std::string open_library(const Words& words) {
@@ -353,6 +368,7 @@ class Driver {
   Finder finder_;
   IPluginRegistry* registry_ = nullptr;
   IPluginRegistry::PluginLibraryHandle handle_ = nullptr;
+  void* runtime_ = nullptr;
   void* library_ = nullptr;
   std::vector<std::unique_ptr<IPluginV3>> plugins_;
   size_t current_ = 0;
