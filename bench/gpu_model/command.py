@@ -82,6 +82,8 @@ def kernel_rows(library: Path, architecture: int, stock: Path | None = None) -> 
         direction = "backward" if "backward" in kernel.name else "forward"
         row |= {"direction": "backward" if launch and launch.backward else direction}
         row |= {"dtype": launch.dtype if launch else _dtype(kernel.name)}
+        if launch and launch.deterministic:
+            row["deterministic"] = True
         row |= {"instructions_per_point": kernel.instructions_per_point, "registers": kernel.registers}
         row |= {"spill_bytes": kernel.stack_bytes, "occupancy": kernel.occupancy}
         if kernel.note:
@@ -176,6 +178,7 @@ def backward_rows(kernels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         row["instructions_per_point"]
         for row in kernels
         if (row["implementation"], row["direction"], row["dtype"]) == ("mssts", "backward", "float16")
+        and not row.get("deterministic")
     )
     if built is None:
         return

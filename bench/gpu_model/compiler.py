@@ -43,6 +43,7 @@ class Launch:
         kernel: part of the demangled name.
         dtype: of value, offsets and logits (the stock kernel: of everything).
         backward: the direction.
+        deterministic: sums in fixed point; of a backward.
         threads: of a block.
         dynamic_bytes: shared memory of a block beside the static.
         points: that a warp computes in all (a point of one head and query).
@@ -58,6 +59,7 @@ class Launch:
     points: int
     trips: tuple[int, ...]
     load: str
+    deterministic: bool = False
 
     @property
     def stock(self) -> bool:
@@ -72,9 +74,15 @@ def _tensor(dtype: str, name: str) -> Launch:
     return Launch(f"deform_forward_tensor<{name}, 32, 4, 4, 2>", dtype, False, 256, 8 * 4096, 8 * 16, (4,), "LDG.E.128")
 
 
-def _backward(dtype: str, name: str, load: str) -> Launch:
+def _backward(dtype: str, name: str, load: str) -> list[Launch]:
     # Rounds of 8 points, points: 4 items a warp.
-    return Launch(f"deform_backward<{name}, 4, 8, true>", dtype, True, 256, 8 * 768 + 64, 4 * 16, (2, 8), load)
+    return [
+        Launch(
+            f"deform_backward<{name}, 4, 8, true, {str(fixed).lower()}>",
+            dtype, True, 256, 8 * 768 + 64, 4 * 16, (2, 8), load, fixed,
+        )
+        for fixed in (False, True)
+    ]  # fmt: skip
 
 
 def _stock(dtype: str, name: str, load: str) -> list[Launch]:
@@ -91,9 +99,9 @@ LAUNCHES = (
     _tensor("bfloat16", "__nv_bfloat16"),
     # Passes over the channels, rounds of 8 points, 4 points an iteration.
     Launch("deform_forward_vector<float, 4, 8>", "float32", False, 256, 64, 4 * 16, (1, 2, 2), "LDG.E.128"),
-    _backward("float16", "__half", "LDG.E.64"),
-    _backward("bfloat16", "__nv_bfloat16", "LDG.E.64"),
-    _backward("float32", "float", "LDG.E.128"),
+    *_backward("float16", "__half", "LDG.E.64"),
+    *_backward("bfloat16", "__nv_bfloat16", "LDG.E.64"),
+    *_backward("float32", "float", "LDG.E.128"),
     *_stock("float32", "float", "LDG.E"),
     *_stock("float16", "Half", "LDG.E"),
 )

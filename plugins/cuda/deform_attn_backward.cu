@@ -56,22 +56,22 @@ struct Choice {
   int items;  // of a warp
 };
 
-template <typename T>
+template <typename T, bool Fixed>
 Choice choose(const mssts_deform_attn& call) {
   const bool wide = call.channels % 4 == 0 && aligned(call.value, 4 * sizeof(T)) &&
                     aligned(call.grad_out, 4 * sizeof(T)) && aligned(call.grad_value, 4 * sizeof(T)) &&
                     pairs_aligned(call);
   const size_t eight_items = static_cast<size_t>(call.levels) * call.points * 8 * 12;
-  if (!wide || eight_items > kMostShared / 4) return {deform_backward<T, 1, 32, false>, 1};
-  if (call.channels <= 16) return {deform_backward<T, 4, 4, false>, 8};
-  const bool sums = call.grad_value != nullptr && (call.flags & MSSTS_DETERMINISTIC) == 0;
-  const bool model = call.channels == 32 && call.levels == 4 && call.points == 4 && sums;
-  return {model ? deform_backward<T, 4, 8, true> : deform_backward<T, 4, 8, false>, 4};
+  if (!wide || eight_items > kMostShared / 4) return {deform_backward<T, 1, 32, false, Fixed>, 1};
+  if (call.channels <= 16) return {deform_backward<T, 4, 4, false, Fixed>, 8};
+  const bool model = call.channels == 32 && call.levels == 4 && call.points == 4 && call.grad_value != nullptr;
+  return {model ? deform_backward<T, 4, 8, true, Fixed> : deform_backward<T, 4, 8, false, Fixed>, 4};
 }
 
 template <typename T>
 mssts_status launch(const mssts_deform_attn& call, cudaStream_t stream) {
-  const Choice choice = choose<T>(call);
+  const bool fixed = call.grad_value != nullptr && (call.flags & MSSTS_DETERMINISTIC) != 0;
+  const Choice choice = fixed ? choose<T, true>(call) : choose<T, false>(call);
   const size_t table = sizeof(Level) * call.levels;
   const size_t bytes_of_warp = static_cast<size_t>(call.levels) * call.points * choice.items * 3 * sizeof(float);
   const int warps = warps_that_fit(table + kStagingBytes, bytes_of_warp);
@@ -83,7 +83,6 @@ mssts_status launch(const mssts_deform_attn& call, cudaStream_t stream) {
   char* const workspace = static_cast<char*>(call.workspace);
   const uint64_t values = static_cast<uint64_t>(call.batch) * call.tokens * call.heads * call.channels;
   const uint64_t items = static_cast<uint64_t>(call.batch) * call.queries * call.heads;
-  const bool fixed = call.grad_value != nullptr && (call.flags & MSSTS_DETERMINISTIC) != 0;
 
   DeformGradients gradients{};
   gradients.out = call.grad_out;

@@ -89,24 +89,32 @@ __global__ void __launch_bounds__(256)
 template <int V>
 __device__ __forceinline__ void add_fixed(unsigned long long* to, unsigned char* broken, const float (&x)[V],
                                           float scale) {
+  bool finite = true;
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    if (fabsf(x[i]) <= 3.4e38f) {
-      atomicAdd(to + i, static_cast<unsigned long long>(static_cast<long long>(x[i] * scale)));
-    } else {
-      *broken = 1;
-    }
+    const bool fits = fabsf(x[i]) <= 3.4e38f;
+    finite = finite && fits;
+    atomicAdd(to + i, static_cast<unsigned long long>(static_cast<long long>(fits ? x[i] * scale : 0.0f)));
   }
+  if (!finite) *broken = 1;
+}
+
+// The most blocks of a multiprocessor whose registers spill nothing (CUDA 13.0). Loops beside that over the points stay
+// rolled for the same reason.
+template <int V, bool Model, bool Fixed>
+constexpr int backward_blocks() {
+  if (Model && !Fixed) return 4;
+  return V == 1 && Fixed && kArchitecture >= 1000 ? 2 : 3;
 }
 
 // G lanes share an item, each V channels at a time; V > 1 wants everything aligned and D a multiple of V. A round is G
 // points: each lane prepares one, all lanes take the points in turn (dot products of grad_out with the corners' tokens;
 // updates of grad_value), each lane finishes its point.
 //
-// Model: the call is of four levels of four points, D is V G, and grad_value is wanted, in fp32: else all of these are
-// what the call says.
-template <typename T, int V, int G, bool Model>
-__global__ void __launch_bounds__(256, Model ? 4 : 2)
+// Model: the call is of four levels of four points, D is V G, and grad_value is wanted: else all of these are what the
+// call says. Fixed: grad_value is wanted, and its sums are in fixed point; else they are in fp32.
+template <typename T, int V, int G, bool Model, bool Fixed>
+__global__ void __launch_bounds__(256, (backward_blocks<V, Model, Fixed>()))
     deform_backward(const DeformArguments call, const DeformGradients gradients) {
   constexpr int kItems = 32 / G;
   constexpr bool kAligned = V > 1;
@@ -144,13 +152,21 @@ __global__ void __launch_bounds__(256, Model ? 4 : 2)
   const bool one_pass = channels <= V * G;
   // Of a token, in bytes, from this lane's channels on.
   const unsigned token_bytes = heads * static_cast<unsigned>(channels * sizeof(T));
-  const unsigned sum_bytes = heads * static_cast<unsigned>(channels * sizeof(float));
+  using Sum = std::conditional_t<Fixed, unsigned long long, float>;
+  Sum* sums;
+  if constexpr (Fixed) {
+    sums = gradients.fixed_value;
+  } else {
+    sums = gradients.value;
+  }
+  const unsigned sum_bytes = heads * static_cast<unsigned>(channels * sizeof(Sum));
   const char* const own_tokens = opaque(reinterpret_cast<const char*>(value + V * member));
-  char* const own_sums = opaque(reinterpret_cast<char*>(gradients.value + slice * channels + V * member));
+  char* const own_sums = opaque(reinterpret_cast<char*>(sums + slice * channels + V * member));
+  unsigned char* const own_broken = gradients.broken_value + slice;  // of Fixed alone
   float own_grad[V] = {};
   if (V * member < channels) Wide<T, V>::load(grad_out + V * member, own_grad);
   float scale = 0.0f;
-  if (gradients.fixed_value != nullptr) scale = power_of_two(fixed_point_shift(__ldg(gradients.largest), call.queries));
+  if constexpr (Fixed) scale = power_of_two(fixed_point_shift(__ldg(gradients.largest), call.queries));
 
 #pragma unroll 1
   for (int first = 0; first < points; first += G) {
@@ -208,8 +224,12 @@ __global__ void __launch_bounds__(256, Model ? 4 : 2)
             dot[corner] = fmaf(own_grad[i], token[corner][i], dot[corner]);
             part[i] = share[corner] * own_grad[i];
           }
-          if (row[corner] != kOutside) {
-            add_to<V>(reinterpret_cast<float*>(own_sums + static_cast<uint64_t>(row[corner]) * sum_bytes), part);
+          if (row[corner] == kOutside) continue;
+          Sum* const to = reinterpret_cast<Sum*>(own_sums + static_cast<uint64_t>(row[corner]) * sum_bytes);
+          if constexpr (Fixed) {
+            add_fixed<V>(to, own_broken + static_cast<uint64_t>(row[corner]) * heads, part, scale);
+          } else {
+            add_to<V>(to, part);
           }
         }
       } else {
@@ -236,11 +256,11 @@ __global__ void __launch_bounds__(256, Model ? 4 : 2)
             float part[V];
 #pragma unroll
             for (int i = 0; i < V; ++i) part[i] = share[corner] * grad[i];
-            const size_t to = slice + static_cast<size_t>(row[corner]) * heads;
-            if (gradients.value != nullptr) {
-              add_to<V>(gradients.value + to * channels + channel, part);
-            } else if (gradients.fixed_value != nullptr) {
-              add_fixed<V>(gradients.fixed_value + to * channels + channel, gradients.broken_value + to, part, scale);
+            const size_t to = static_cast<size_t>(row[corner]) * heads;
+            if constexpr (Fixed) {
+              add_fixed<V>(sums + (slice + to) * channels + channel, own_broken + to, part, scale);
+            } else {
+              if (sums != nullptr) add_to<V>(sums + (slice + to) * channels + channel, part);
             }
           }
         }
@@ -275,12 +295,14 @@ __global__ void __launch_bounds__(256, Model ? 4 : 2)
 
   if (gradients.logits != nullptr) {
     float mean = 0.0f;
+#pragma unroll 1
     for (int k = member; k < points; k += G) {
       mean += softmax.weight(to_float(__ldg(logits + k))) * samples[k * kItems + lane / G];
     }
 #pragma unroll
     for (int lanes = G / 2; lanes > 0; lanes /= 2) mean += __shfl_xor_sync(kWarp, mean, lanes);
     T* const to = static_cast<T*>(gradients.logits) + static_cast<size_t>(index) * points;
+#pragma unroll 1
     for (int k = member; active && k < points; k += G) {
       to[k] = from_float<T>(softmax.weight(to_float(__ldg(logits + k))) * (samples[k * kItems + lane / G] - mean));
     }
@@ -288,6 +310,7 @@ __global__ void __launch_bounds__(256, Model ? 4 : 2)
   if (gradients.reference != nullptr && active) {
     for (int l = member; l < level_count; l += G) {
       float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
       for (int k = l * level_points; k < (l + 1) * level_points; ++k) {
         const float slope_x = slopes[2 * (k * kItems + lane / G)], slope_y = slopes[2 * (k * kItems + lane / G) + 1];
         sum.x += slope_x, sum.y += slope_y;

@@ -38,4 +38,15 @@
 
 #endif
 
+namespace mssts {
+
+// Of the GPU that is compiled for, 900 for sm_90; 0 on the host.
+#ifdef __CUDA_ARCH__
+constexpr int kArchitecture = __CUDA_ARCH__;
+#else
+constexpr int kArchitecture = 0;
+#endif
+
+}  // namespace mssts
+
 #endif  // MSSTS_CUDA_LAUNCH_H

@@ -6,6 +6,8 @@
 #ifndef MSSTS_CUDA_TEMPORAL_ATTN_CUH
 #define MSSTS_CUDA_TEMPORAL_ATTN_CUH
 
+#include <type_traits>
+
 #include "temporal_attn_storage.cuh"
 
 namespace mssts::temporal {
@@ -131,9 +133,19 @@ __device__ __forceinline__ void scale_scores(float (&scores)[kRows][kKeys], floa
   }
 }
 
+// The least blocks of a multiprocessor that a kernel's registers have to leave room for; 0: as ptxas finds best. It is
+// given where ptxas (CUDA 13.0) would spill a few bytes for the sake of more blocks, and is the most without a spill.
+template <typename T, int kFrames, bool kVectors>
+constexpr int least_forward_blocks() {
+  if (!kVectors || sizeof(T) == 4) return 0;
+  if (kFrames == 5) return 6;
+  return kFrames == 1 && std::is_same<T, __half>::value && kArchitecture < 900 ? 14 : 0;
+}
+
 // kFrames queries at a time; more of them take further passes over the keys, which the caches then hold.
 template <typename T, int kFrames, int kKeys, bool kVectors>
-__global__ void __launch_bounds__(64) temporal_attn_forward_kernel(const TemporalAttn<T> call) {
+__global__ void __launch_bounds__(64, (least_forward_blocks<T, kFrames, kVectors>()))
+    temporal_attn_forward_kernel(const TemporalAttn<T> call) {
   constexpr int kLane = Storage<T>::kLane;
   const Place<T> place(call);
   const float scale = kLog2E * rsqrtf(static_cast<float>(call.channels));

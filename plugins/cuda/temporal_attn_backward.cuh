@@ -55,9 +55,19 @@ __device__ __forceinline__ void combine_rows(float (&sums)[Storage<T>::kLane], c
   }
 }
 
+// As least_forward_blocks.
+template <typename T, int kFrames, bool kVectors, bool kMany>
+constexpr int least_backward_blocks() {
+  if (!kVectors) return 0;
+  if (kFrames == 1) return std::is_same<T, __half>::value && kArchitecture >= 1000 ? 12 : 0;
+  if (kFrames == 5 && std::is_same<T, float>::value) return 6;
+  return kMany && std::is_same<T, __nv_bfloat16>::value && kArchitecture == 900 ? 6 : 0;
+}
+
 // kMany: more than kFrames queries; the launch then gives shared memory for KeySums.
 template <typename T, int kFrames, int kKeys, bool kVectors, bool kMany>
-__global__ void __launch_bounds__(64) temporal_attn_backward_kernel(const TemporalAttn<T> call) {
+__global__ void __launch_bounds__(64, (least_backward_blocks<T, kFrames, kVectors, kMany>()))
+    temporal_attn_backward_kernel(const TemporalAttn<T> call) {
   constexpr int kLane = Storage<T>::kLane;
   MSSTS_DYNAMIC_SHARED(float4, shared);
   const KeySums<T> key_sums{shared};

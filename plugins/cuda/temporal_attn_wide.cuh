@@ -108,7 +108,8 @@ struct WideRow {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(32 * kWarpsOfBlock) temporal_attn_grad_query_wide_kernel(const TemporalAttn<T> call) {
+__global__ void __launch_bounds__(32 * kWarpsOfBlock, kArchitecture < 1000 ? 7 : 0)  // see least_forward_blocks
+    temporal_attn_grad_query_wide_kernel(const TemporalAttn<T> call) {
   const WideTask<T> task(call, call.query_frames);
   if (!task.works) return;
   const WideRow<T> row(task, task.frame);

@@ -74,8 +74,8 @@ class Driver {
 
  private:
   std::string call(const std::string& name, const Words& words) {
-    if (name == "runtime") return open_runtime(words.at(0));      // the file of a TensorRT runtime
-    if (name == "dlopen") return open_library(words);             // file, then lazy|now, local|global
+    if (name == "runtime") return open_runtime(words.at(0));  // the file of a TensorRT runtime
+    if (name == "dlopen") return open_library(words);         // file, then lazy|now, local|global
     if (name == "createRuntime") return create_runtime();
     if (name == "loadLibrary") return load_library(words.at(0));  // through the registry
     if (name == "deregisterLibrary") return registry_->deregisterLibrary(handle_), "true";
