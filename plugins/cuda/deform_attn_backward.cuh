@@ -3,9 +3,9 @@
 //
 // All updates go to L2 (red). Sums of the coarse levels in shared memory, flushed by three blocks a head and frame,
 // were weighed by `mssts bench gpu-model` (reductions, fp16, offsets of 2 pixels): levels 2 and 3 would leave 714 of
-// 1,216 MB of the L2's reductions, but shared memory has no fp32 addition, only a loop around a compare-and-swap: 62.5
-// instructions a point instead of 53.9, on 120 of 132 multiprocessors, 230 us of issue instead of 180. That is no gain
-// while the L2 adds at its rate of loads (221 us at 5.5 TB/s), and one below 5.3 TB/s. What it does add at is not
+// 1,216 MB of the L2's reductions, but shared memory has no fp32 addition, only a loop around a compare-and-swap: 63.1
+// instructions a point instead of 54.5, on 120 of 132 multiprocessors, 232 us of issue instead of 182. That is no gain
+// while the L2 adds at its rate of loads (221 us at 5.5 TB/s), and one below 5.2 TB/s. What it does add at is not
 // known without a GPU: `lts__t_sectors_op_red` of bench/gpu_session.sh and the backward's time give it.
 #ifndef MSSTS_CUDA_DEFORM_ATTN_BACKWARD_CUH
 #define MSSTS_CUDA_DEFORM_ATTN_BACKWARD_CUH
@@ -99,8 +99,8 @@ __device__ __forceinline__ void add_fixed(unsigned long long* to, unsigned char*
   if (!finite) *broken = 1;
 }
 
-// The most blocks of a multiprocessor whose registers spill nothing (CUDA 13.0). Loops beside that over the points stay
-// rolled for the same reason.
+// The most blocks of a multiprocessor whose registers spill nothing (CUDA 13.0). The loop over a level's points for
+// grad_reference stays rolled for the same reason.
 template <int V, bool Model, bool Fixed>
 constexpr int backward_blocks() {
   if (Model && !Fixed) return 4;
@@ -295,14 +295,12 @@ __global__ void __launch_bounds__(256, (backward_blocks<V, Model, Fixed>()))
 
   if (gradients.logits != nullptr) {
     float mean = 0.0f;
-#pragma unroll 1
     for (int k = member; k < points; k += G) {
       mean += softmax.weight(to_float(__ldg(logits + k))) * samples[k * kItems + lane / G];
     }
 #pragma unroll
     for (int lanes = G / 2; lanes > 0; lanes /= 2) mean += __shfl_xor_sync(kWarp, mean, lanes);
     T* const to = static_cast<T*>(gradients.logits) + static_cast<size_t>(index) * points;
-#pragma unroll 1
     for (int k = member; active && k < points; k += G) {
       to[k] = from_float<T>(softmax.weight(to_float(__ldg(logits + k))) * (samples[k * kItems + lane / G] - mean));
     }
