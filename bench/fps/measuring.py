@@ -132,7 +132,7 @@ class _Turn:
         self._known[candidate] = {"peak_memory_mb": peak, "difference": difference}
 
     def _rows(self, candidate: Candidate, seconds: list[float]) -> Iterator[dict[str, Any]]:
-        """The row of one clip at a time, and that of several in flight where the engine takes them."""
+        """The row of one clip at a time, and that of several in flight if possible."""
         runner, frames = self._engines[candidate], self._setting.frames * self._setting.batch
         row = {
             "runner": candidate.runner,

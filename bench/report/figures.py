@@ -57,7 +57,10 @@ def _latest(records: Sequence[Record], what: str) -> Record:
 
 
 def _engine(record: Record, runner: str, precision: str) -> dict[str, Any] | None:
-    """The row of an engine's model with one clip at a time, None if it was not measured."""
+    """The row of an engine's model, None if it was not measured.
+
+    It is that of one clip at a time.
+    """
     rows = [row for row in record.value.get("rows", []) if row.get("in_flight", 1) == 1]
     same = [row for row in rows if (row.get("runner"), row.get("precision")) == (runner, precision)]
     return next((row for row in same if row.get("scope", "model") == "model"), None)

@@ -298,7 +298,7 @@ def test_a_nan_reaches_the_deformable_outputs_that_depend_on_it(backend: Backend
 
 @pytest.mark.parametrize("D", [20, 32])
 def test_what_is_not_finite_breaks_a_head_of_a_token_in_deterministic_gradients(backend: Backend, D: int) -> None:
-    """Integers have no infinity: all channels of the head are NaN where one of them met it."""
+    """All channels of the head are NaN where one met infinity, which integers lack."""
     inputs = DeformCase("", N=1, Q=9, D=D).inputs(torch.float32)
     inputs.grad_NQC[0, 4, D + 3] = torch.inf  # of the second head
     usual, fixed = (backend.deform_backward(inputs, ("value",), flags)["value"] for flags in (0, DETERMINISTIC))

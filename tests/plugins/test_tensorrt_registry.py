@@ -86,10 +86,11 @@ def has_plugins(driver: Driver) -> bool:
 
 
 def test_without_a_driver_of_cuda_there_is_no_runtime_and_tensorrt_says_why(with_plugins):
-    """`createInferRuntime` of the lean library asks for CUDA first, so what a runtime would find stays open.
+    """`createInferRuntime` of the lean library asks for CUDA first.
 
-    It logs its reason. Its code (11.1.0.106) ends in an `add $0x228` to whatever pointer it got, so that a caller
-    gets 0x228 for null, takes it for a runtime and crashes in its first call. The registry is still whole after it.
+    So what a runtime would find stays open. It logs its reason. Its code (11.1.0.106) ends in an `add $0x228` to
+    whatever pointer it got, so that a caller gets 0x228 for null, takes it for a runtime and crashes in its first call.
+    The registry is still whole after it.
     """
     reply = with_plugins("createRuntime")
     if reply.result is not None:
