@@ -33,14 +33,12 @@ if TYPE_CHECKING:
 HELP = "run the main job on this machine: shapes → ONNX → Triton → client → masks and AP"
 
 CHECKPOINT = Path(mssts.__file__).parent / "training" / "checkpoints" / "tiny.safetensors"
-# Training saw seed 1. A seed it never saw makes other videos: MovingShapes draws each from (seed, index).
-HELD_OUT_SEED = 20220
-VIDEOS = 40
+SPLIT = "test"  # of MovingShapes v1: neither trained on, nor used to choose anything
 PICTURES = 6  # of the videos, the first so many are drawn
 SHEET = "contact_sheet.png"
 _SHEET_COLUMNS = 4
-_FIVE_SHAPES = (
-    "the shipped checkpoint knows five geometric shapes only; for real objects take public weights "
+_SHAPES_ONLY = (
+    "the shipped checkpoint knows ten drawn shapes only; for real objects take public weights "
     "(docs/public-weights.md): make demo CHECKPOINT=released.pth VIDEO=…"
 )
 _SHEET_IMAGE_WIDTH = 480
@@ -54,14 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video", type=Path, help="a video of yours instead of MovingShapes; then there is no AP")
     parser.add_argument(
         "--checkpoint", type=Path, default=CHECKPOINT,
-        help="instead of the shipped one, which knows five shapes: yours, or public weights (docs/public-weights.md)",
+        help="instead of the shipped one, which knows ten shapes: yours, or public weights (docs/public-weights.md)",
     )  # fmt: skip
-    parser.add_argument("--videos", type=int, default=VIDEOS, help="held-out videos (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the held-out videos (default: %(default)s)")
+    parser.add_argument("--videos", type=int, metavar="N", help="held-out videos (default: the test split's 120)")
+    parser.add_argument("--seed", type=int, metavar="S", help="of other held-out videos than the test split's")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the stages, prints the table, and leaves everything in `--out`."""
+    from mssts.data.moving_shapes import SPLITS
     from mssts.evaluation import evaluate
     from mssts.media.sources import open_source
     from mssts.prediction.latency import stage_latency
@@ -71,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mssts.serving.server import TritonServer
 
     out, engine = arguments.out, arguments.out / "engine"
+    seed = SPLITS[SPLIT].seed if arguments.seed is None else arguments.seed
     if not arguments.checkpoint.is_file():
         raise MsstsError(
             f"{arguments.checkpoint}: no such file; expected a checkpoint, such as the shipped {CHECKPOINT}"
@@ -81,11 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{arguments.checkpoint}: a released checkpoint knows none of the shapes of MovingShapes; pass --video "
                 "(make: VIDEO=) with a video of yours"
             )
-        data = out / f"shapes_{arguments.videos}_seed{arguments.seed}"
-        source_path = data / "instances.json"
-        _say(1, f"{arguments.videos} held-out MovingShapes videos")
-        if not source_path.exists():
-            _mssts("data", "synth", "--videos", arguments.videos, "--seed", arguments.seed, "--out", data)
+        source_path = _held_out(arguments.videos, seed, out)
     else:
         source_path = arguments.video
         _say(1, f"your video {source_path}")
@@ -119,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         "parity_max_abs_error": max(parity["max_abs_error"].values()),
         "parity": parity,
         "latency_ms": latency,
-        "held_out_seed": arguments.seed if metrics else None,
+        "held_out_seed": seed if metrics else None,
     }
     write_json(out / REPORT, report)
     _write_sheet(predicted, out)
@@ -127,10 +123,25 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.video is not None:
         print(f"found     {_found(out / RESULTS, manifest.categories)}")
         if arguments.checkpoint == CHECKPOINT:
-            print(f"note      {_FIVE_SHAPES}")
+            print(f"note      {_SHAPES_ONLY}")
     for line in predicted.warnings():
         print(line, file=sys.stderr)
     return 0
+
+
+def _held_out(videos: int | None, seed: int, out: Path) -> Path:
+    """The annotations of held-out videos, by default of the test split, drawn where they are not there yet."""
+    from mssts.data.moving_shapes import SPLITS
+
+    split = SPLITS[SPLIT]
+    count = split.videos if videos is None else videos
+    _say(1, f"{count} held-out MovingShapes videos")
+    data = out / f"shapes_v1_{count}_seed{seed}"
+    if not (data / "instances.json").exists():
+        whole = (count, seed) == (split.videos, split.seed)  # then it is compared with the split's checksum
+        which = ["--split", SPLIT] if whole else ["--videos", count, "--seed", seed]
+        _mssts("data", "synth", "--version", 1, *which, "--out", data)
+    return data / "instances.json"
 
 
 def _found(results: Path, categories: Sequence[Category]) -> str:
