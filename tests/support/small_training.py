@@ -10,7 +10,7 @@ import torch
 from mssts.data.clips import ClipDataset, ClipTransform
 from mssts.data.moving_shapes import CATEGORIES
 from mssts.data.youtube_vis import read_youtube_vis
-from mssts.model.config import Preset, tiny
+from mssts.model.config import Preset, Switches, tiny
 from mssts.model.mssts_vis import MSSTSVIS
 from mssts.training.config import TrainConfig
 from mssts.training.matcher import Target
@@ -18,7 +18,7 @@ from mssts.training.trainer import Trainer
 
 SMALL = replace(
     tiny().model, width=32, heads=2, ffn_width=32, queries=5, encoder_layers=1, decoder_layers=2, split_width=16,
-    temporal_width=16, dropout=0.1,
+    temporal_width=16, dropout=0.1, switches=Switches(),
 )  # fmt: skip
 PRESET = Preset("tiny", SMALL, tiny().input, clip_frames=2, clip_overlap=1, top_k=4)
 CONFIG = TrainConfig(

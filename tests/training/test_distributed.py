@@ -27,7 +27,7 @@ from mssts.data.moving_shapes import CATEGORIES, MovingShapesConfig, write_datas
 from mssts.data.youtube_vis import read_youtube_vis
 from mssts.errors import MsstsError
 from mssts.model.checkpoint import load_checkpoint
-from mssts.model.config import Preset, tiny
+from mssts.model.config import Preset, Switches, tiny
 from mssts.model.swin import SwinConfig, SwinTransformer
 from mssts.training.batches import Batch, batches, collate
 from mssts.training.config import TrainConfig
@@ -37,7 +37,7 @@ from mssts.training.trainer import MODEL_FILE, STATE_FILE, Trainer
 
 SMALL = replace(
     tiny().model, width=32, heads=2, ffn_width=32, queries=5, encoder_layers=1, decoder_layers=2, split_width=16,
-    temporal_width=16, backbone_norm="frozen",
+    temporal_width=16, backbone_norm="frozen", switches=Switches(),
 )  # fmt: skip
 # The gradients are compared as they are, unclipped.
 CONFIG = TrainConfig(
