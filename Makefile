@@ -32,7 +32,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # The demo's engine runs on our kernels where they can be built; the definitions of the ops in the file do as well.
-# The shipped checkpoint knows five shapes only; docs/public-weights.md says where weights for real objects are.
+# The shipped checkpoint knows ten drawn shapes only; docs/public-weights.md says where weights for real objects are.
 demo: setup $(if $(CXX_FOUND),$(OPENVINO_BINDING)) ## the main job: shapes → ONNX → Triton → client → masks and AP (CHECKPOINT=released.pth VIDEO=clip.mp4: public weights on your own video)
 	$(BIN)/mssts demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(VIDEO),--video "$(VIDEO)")
 
