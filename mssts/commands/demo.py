@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _held_out(videos: int | None, seed: int, out: Path) -> Path:
-    """The annotations of held-out videos, by default of the test split, drawn where they are not there yet."""
+    """The annotations of held-out videos, drawn where they are not there yet."""
     from mssts.data.moving_shapes import SPLITS
 
     split = SPLITS[SPLIT]
