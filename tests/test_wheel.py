@@ -205,7 +205,7 @@ def test_the_main_job_runs_from_an_installed_wheel(wheel, source):
     assert done.returncode == 0, done.stderr
     out = environment.folder / "runs" / "demo"
     report = json.loads((out / "report.json").read_text())
-    assert report["frames"] == 4 * 12
-    assert report["ap"] > 0.2  # of four videos, so far from that of the forty
+    assert report["frames"] == 4 * 16
+    assert report["ap"] > 0.2  # of four videos, so far from that of the whole split
     assert f"{100 * report['ap']:.1f}" in done.stdout
     assert json.loads((out / "results.json").read_text())

@@ -138,7 +138,9 @@ def test_a_checkpoint_says_what_its_model_sees(tmp_path):
         chosen = replace(tiny(), model=replace(tiny().model, split_position=seen))
         save_checkpoint(tmp_path / "x.safetensors", old.weights, chosen, old.categories)
         assert load_checkpoint(tmp_path / "x.safetensors").preset.model.split_position == seen
-    new = initialise(MSSTSVIS(replace(tiny().model, split_own_linear=True)), old, old.categories).new
+    new = initialise(
+        MSSTSVIS(replace(tiny().model, classes=len(old.categories), split_own_linear=True)), old, old.categories
+    ).new
     assert new and all(".split.inter.own." in name for name in new)
 
 
