@@ -9,7 +9,7 @@ from typing import Literal
 
 Codec = Literal["h264", "hevc"]
 
-_START_CODE = b"\0\0\0\1"
+START_CODE = b"\0\0\0\1"
 _MARKERS_TO_TRUST = 8
 _MOST_BYTES = 1 << 24  # of an access unit, far above what a camera's key frame has
 
@@ -112,7 +112,7 @@ class AccessUnits:
         if len(self._data) + len(self._fragment) > _MOST_BYTES:
             raise OSError(errno.EMSGSIZE, f"sends more than {_MOST_BYTES >> 20} MiB for one frame")
         if is_end:
-            self._data += _START_CODE + self._fragment
+            self._data += START_CODE + self._fragment
             self._fragment = None
 
     def _taken(self) -> list[AccessUnit]:

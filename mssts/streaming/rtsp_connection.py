@@ -11,10 +11,9 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 
 from mssts.media.display import Display
-from mssts.streaming.rtp import AccessUnit, AccessUnits, RtpPacket
+from mssts.streaming.rtp import START_CODE, AccessUnit, AccessUnits, RtpPacket
 from mssts.streaming.rtsp_session import RtspSession
 
-_START_CODE = b"\0\0\0\1"
 _WRAP = 1 << 32  # of RTP's timestamps
 
 
@@ -43,7 +42,7 @@ class RtspConnection:
         self._context = VideoCodecContext.create(film.codec, "r")
         self._context.thread_type = "SLICE"  # threads for frames would hold back as many frames as there are threads
         if film.parameter_sets:
-            self._context.extradata = b"".join(_START_CODE + each for each in film.parameter_sets)
+            self._context.extradata = b"".join(START_CODE + each for each in film.parameter_sets)
 
     def frames(self) -> Iterator[tuple[np.ndarray, float | None]]:
         """The frames, RGB uint8 [H, W, 3], and their seconds by the camera's clock.

@@ -124,15 +124,14 @@ def test_the_modules_times_add_up(
     (cache / f"{checkpoint.stem}-fp32").symlink_to(engine)  # is what the command would export
     code = main(
         ["bench", "profile", "--checkpoint", str(checkpoint), "--runner", runner, "--precision", precision,
-         "--size", "96x128", "--frames", "2", "--repeats", "3", "--cache", str(cache), "--out", str(out),
+         "--size", "192x256", "--frames", "2", "--repeats", "3", "--cache", str(cache), "--out", str(out),
          "--plot", str(tmp_path / "profile.png")]
     )  # fmt: skip
     report = json.loads(out.read_text())
     times = {module["name"]: module["ms"] for module in report["modules"]}
     assert code == 0 and (tmp_path / "profile.png").stat().st_size > 1000
     assert sum(times.values()) == pytest.approx(report["total_ms"], rel=0.05)
-    # A model as small as this one takes milliseconds, of which a runtime needs its share for itself.
-    assert min(times.values()) >= 0 and times["outside the nodes"] < 0.6 * report["total_ms"], times
+    assert min(times.values()) >= 0 and max(times, key=times.__getitem__) != "outside the nodes"
     for name in MODULES[:8]:  # each has a part in the work
         assert times[name] > 0, name
     sorts = [[module[f"{sort}_ms"] for sort in WORK] for module in report["modules"] if module["name"] in MODULES]
