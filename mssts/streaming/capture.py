@@ -11,7 +11,6 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,15 +20,18 @@ import av.error
 import numpy as np
 
 from mssts.errors import MsstsError
-from mssts.media.display import Display
 from mssts.media.video import Frame
+from mssts.streaming.decoding import decoded_frames
 from mssts.streaming.options import StreamOptions
 from mssts.streaming.rtsp_connection import RtspConnection
 from mssts.streaming.rtsp_film import RtspUnsupportedError
+from mssts.streaming.rtsp_login import REFUSED, PasswordRefusedError
 from mssts.streaming.source_clock import SourceClock
 from mssts.streaming.sources import Gap, Items, SizedFrame, StreamSource, public_name
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds between attempts to connect
+_REFUSED_PAUSE = 60.0  # after a refused password, and twice as long each time, as cameras lock accounts
+_REFUSALS = (PasswordRefusedError, av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)
 _ATTACHED_PICTURE = 1 << 10
 _MICROSECONDS = 1_000_000
 
@@ -83,19 +85,9 @@ class Connection:
         Raises:
             av.FFmpegError, OSError: nothing came in time, or the connection broke.
         """
-        display = Display(Fraction(self._stream.sample_aspect_ratio or 1), self._name)
-        context = self._stream.codec_context
-        for packet in self._container.demux(self._stream):
-            try:
-                decoded = packet.decode()
-            except av.error.InvalidDataError:  # a packet that arrived damaged; the next ones may be whole
-                continue
-            for frame in decoded:
-                assert isinstance(frame, av.VideoFrame)
-                shown = frame.pts if frame.pts is not None else frame.dts
-                base = frame.time_base or self._stream.time_base
-                rgb_HWC = display.pixels(frame, context.color_trc)
-                yield rgb_HWC, None if shown is None or not base else float(shown * base)
+        stream = self._stream
+        packets = self._container.demux(stream)
+        return decoded_frames(packets, stream.codec_context, lambda: stream.sample_aspect_ratio, self._name)
 
     def close(self) -> None:
         """Ends it."""
@@ -145,6 +137,7 @@ class LiveCapture:
         pause = _FIRST_PAUSE
         while not stopped.is_set():
             cause = ""
+            is_refused = False
             try:
                 self._connection = self._connection or self._connect()
                 for rgb_HWC, shown in self._connection.frames():
@@ -161,6 +154,7 @@ class LiveCapture:
                 cause = "the connection ended"
             except (av.FFmpegError, OSError) as error:
                 cause = _cause(error, self._options.timeout)
+                is_refused = isinstance(error, _REFUSALS)
             finally:
                 if self._connection is not None:
                     self._connection.close()
@@ -170,10 +164,12 @@ class LiveCapture:
             if lost_at is None:
                 lost_at = self._clock()
                 yield Gap(f"{self._name}: lost: {cause}; trying again for {self._options.reconnect:g} s")
-            if self._clock() - last_frame >= self._options.reconnect:
+            left = last_frame + self._options.reconnect - self._clock()
+            if left <= 0:
                 raise MsstsError(f"{self._name}: lost, and not back after {self._options.reconnect:g} s: {cause}")
-            stopped.wait(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = max(pause, _REFUSED_PAUSE) if is_refused else min(pause, _LONGEST_PAUSE)
+            stopped.wait(min(pause, max(left, _LONGEST_PAUSE)))
+            pause *= 2
 
 
 def open_network(url: str, options: StreamOptions) -> StreamSource:
@@ -190,13 +186,20 @@ def open_network(url: str, options: StreamOptions) -> StreamSource:
     else:
         settings = {"rw_timeout": microseconds}
 
+    is_ours: bool | None = None if scheme == "rtsp" else False  # whether our client reads it, None if not known yet
+
     def connect() -> Connection | RtspConnection:
-        if scheme == "rtsp":
+        nonlocal is_ours
+        if is_ours is not False:
             try:
-                return RtspConnection(url, name, options.timeout)
+                ours = RtspConnection(url, name, options.timeout)
+                is_ours = True
+                return ours
             except RtspUnsupportedError:
                 pass  # FFmpeg knows more codecs and cameras, and gives frames later
-        return Connection(url, name, None, settings, options.timeout)
+        connection = Connection(url, name, None, settings, options.timeout)
+        is_ours = is_ours or False  # a camera that our client has read may ask for FFmpeg while it starts
+        return connection
 
     return _source(name, connect, options)
 
@@ -252,7 +255,7 @@ def _source(name: str, connect: Callable[[], Connection | RtspConnection], optio
 def _cause(error: Any, timeout: float) -> str:
     """Why a source failed, without its URL, which may hold a password."""
     if isinstance(error, av.error.HTTPUnauthorizedError | av.error.HTTPForbiddenError):
-        return "refuses the user or the password"
+        return REFUSED
     if isinstance(error, av.error.HTTPNotFoundError):
         return "there is no such stream at that address"
     if isinstance(error, (TimeoutError, av.error.ExitError)):

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
-import av.error
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
 
-from mssts.media.display import Display
+from mssts.streaming.decoding import decoded_frames
 from mssts.streaming.rtp import START_CODE, AccessUnit, AccessUnits, RtpPacket
 from mssts.streaming.rtsp_session import RtspSession
 
@@ -27,6 +26,7 @@ class RtspConnection:
 
     Raises:
         OSError: it cannot be reached, or does not answer.
+        PasswordRefusedError: it refuses the user or the password.
         RtspUnsupportedError: FFmpeg has to see to it.
     """
 
@@ -52,17 +52,7 @@ class RtspConnection:
         Raises:
             OSError: nothing came in time, or the connection broke.
         """
-        display: Display | None = None
-        for packet in self._packets():
-            try:
-                decoded = self._context.decode(packet)
-            except av.error.InvalidDataError:  # before the first key frame, or damaged; the next ones may be whole
-                continue
-            for frame in decoded:
-                if display is None:
-                    display = Display(Fraction(self._context.sample_aspect_ratio or 1), self._name)
-                rgb_HWC = display.pixels(frame, self._context.color_trc)
-                yield rgb_HWC, None if frame.pts is None else float(frame.pts * self._base)
+        return decoded_frames(self._packets(), self._context, lambda: self._context.sample_aspect_ratio, self._name)
 
     def close(self) -> None:
         """Ends it."""

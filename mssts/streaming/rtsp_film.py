@@ -10,7 +10,7 @@ from mssts.streaming.rtp import Codec
 
 
 class RtspUnsupportedError(Exception):
-    """The camera asks for more than is here, or refuses."""
+    """The camera asks for more than is here."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import re
 import secrets
 import urllib.request
 from collections.abc import Sequence
 
+REFUSED = "refuses the user or the password"
 _HASHES = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}
+
+
+class PasswordRefusedError(OSError):
+    """The camera refuses the user or the password, or asks for them."""
+
+    def __init__(self, reason: str = REFUSED) -> None:
+        super().__init__(errno.EACCES, reason)
 
 
 class Login:
@@ -25,10 +34,20 @@ class Login:
         self._scheme = ""
         self._values: dict[str, str] = {}
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a user."""
+        return bool(self._user)
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether requests have the password with them."""
+        return bool(self._scheme)
+
     def accept(self, challenges: Sequence[str]) -> bool:
         """Keeps the best of the challenges, and returns whether there is an answer."""
         for scheme, values in sorted(map(_parsed, challenges), key=lambda each: each[0], reverse=True):
-            if self._user and _can_answer(scheme, values):
+            if self.is_known and _can_answer(scheme, values):
                 self._scheme, self._values = scheme, values
                 return True
         return False
@@ -61,6 +80,11 @@ class Login:
             said["opaque"] = self._values["opaque"]
         quoted = [f'{name}="{value}"' for name, value in said.items()]
         return "Digest " + ", ".join([*quoted, *(f"{name}={value}" for name, value in plain.items())])
+
+
+def is_stale(challenges: Sequence[str]) -> bool:
+    """Whether a refused answer was only too old, so that the password may be right."""
+    return any(values.get("stale", "").lower() == "true" for _, values in map(_parsed, challenges))
 
 
 def _can_answer(scheme: str, values: dict[str, str]) -> bool:

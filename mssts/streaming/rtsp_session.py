@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from mssts.streaming.rtsp_film import Film, RtspUnsupportedError
-from mssts.streaming.rtsp_login import Login
+from mssts.streaming.rtsp_login import Login, PasswordRefusedError, is_stale
 
 _PORT = 554
 _MOST_LINE, _MOST_LINES, _MOST_BODY = 8192, 100, 1 << 20
@@ -43,6 +43,11 @@ class _Message:
     def header(self, name: str) -> str:
         return self.headers.get(name, [""])[0]
 
+    @property
+    def challenges(self) -> list[str]:
+        """The ways in which a password is asked for."""
+        return self.headers.get("www-authenticate", [])
+
 
 class RtspSession:
     """A camera's film, playing.
@@ -53,7 +58,8 @@ class RtspSession:
 
     Raises:
         OSError: the camera cannot be reached, or does not answer.
-        RtspUnsupportedError: it needs more than is here, or it refuses.
+        PasswordRefusedError: it refuses the user or the password.
+        RtspUnsupportedError: it needs more than is here.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -67,6 +73,7 @@ class RtspSession:
         self._timeout = timeout
         self._count = 0
         self._session = ""
+        self._is_sign_refused = False
         self._early: deque[_Packet] = deque(maxlen=_MOST_EARLY)  # before the answer to a request
         try:
             self._socket = socket.create_connection((host, port), timeout)
@@ -122,15 +129,29 @@ class RtspSession:
         return control if "://" in control else f"{self._url.removesuffix('/')}/{control}"
 
     def _request(self, method: str, url: str, headers: dict[str, str] | None = None) -> _Message:
-        """The answer to a request, which is sent again with a password if need be."""
-        self._send(method, url, headers)
-        answer = self._answer()
-        if answer.status == 401 and self._login.accept(answer.headers.get("www-authenticate", [])):
-            self._send(method, url, headers)
-            answer = self._answer()
+        """The answer to a request, which is sent again with a password if need be.
+
+        A password is tried once, as cameras lock accounts after a few tries, and once more if nothing was wrong but
+        the age of its nonce.
+        """
+        answer = self._answer_to(method, url, headers)
+        tries = 0
+        while answer.status == 401 and (tries == 0 or (tries == 1 and is_stale(answer.challenges))):
+            if not self._login.accept(answer.challenges):
+                if self._login.is_known:
+                    raise RtspUnsupportedError("another way to log in")
+                raise PasswordRefusedError("asks for a user and a password; expected rtsp://USER:PASSWORD@HOST/…")
+            answer = self._answer_to(method, url, headers)
+            tries += 1
+        if answer.status == 401 or (answer.status == 403 and self._login.is_sent):
+            raise PasswordRefusedError
         if answer.status != 200:
             raise RtspUnsupportedError(f"{method}: {answer.status}")
         return answer
+
+    def _answer_to(self, method: str, url: str, headers: dict[str, str] | None) -> _Message:
+        self._send(method, url, headers)
+        return self._answer()
 
     def _answer(self) -> _Message:
         deadline = time.monotonic() + self._timeout
@@ -158,8 +179,17 @@ class RtspSession:
                     return received.data
             elif not received.status:
                 self._confirm(received)
-            elif received.status == 401 and self._login.accept(received.headers.get("www-authenticate", [])):
-                self._next_sign = time.monotonic() + _AGAIN_SECONDS
+            else:
+                self._hear_sign(received)
+
+    def _hear_sign(self, answer: _Message) -> None:
+        """Takes the answer to a sign of life.
+
+        Where a password is asked for, the sign is sent again soon, but once: packets may come all the same.
+        """
+        was_refused, self._is_sign_refused = self._is_sign_refused, answer.status == 401
+        if self._is_sign_refused and not was_refused and self._login.accept(answer.challenges):
+            self._next_sign = time.monotonic() + _AGAIN_SECONDS
 
     def _send(self, method: str, url: str, headers: dict[str, str] | None = None) -> None:
         self._count += 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av
+import av.error
 import numpy as np
 import pytest
 from support.media_files import set_display_matrix, write_video
@@ -23,6 +24,7 @@ from mssts.errors import MsstsError
 from mssts.media.sources import open_source
 from mssts.streaming.capture import LiveCapture
 from mssts.streaming.options import RawFormat, StreamOptions
+from mssts.streaming.rtsp_login import PasswordRefusedError
 from mssts.streaming.source_clock import SourceClock
 from mssts.streaming.sources import Gap, SizedFrame, open_stream_source, public_name
 from mssts.streaming.stream import Stream
@@ -140,7 +142,9 @@ class Still(threading.Event):
         return False
 
 
-def captured(clock: FakeTime, *connections: FakeConnection | Exception) -> tuple[LiveCapture, list]:
+def captured(
+    clock: FakeTime, *connections: FakeConnection | Exception, reconnect: float = 60
+) -> tuple[LiveCapture, list]:
     waiting, opened = list(connections), []
 
     def connect() -> FakeConnection:
@@ -150,7 +154,7 @@ def captured(clock: FakeTime, *connections: FakeConnection | Exception) -> tuple
         opened.append(found)
         return found
 
-    return LiveCapture("camera", connect, StreamOptions(timeout=1, reconnect=60), clock), opened
+    return LiveCapture("camera", connect, StreamOptions(timeout=1, reconnect=reconnect), clock), opened
 
 
 def test_a_lost_source_is_tried_again_with_longer_pauses_and_then_given_up() -> None:
@@ -165,6 +169,22 @@ def test_a_lost_source_is_tried_again_with_longer_pauses_and_then_given_up() -> 
     assert stopped.waits[:6] == [0.5, 1, 2, 4, 8, 10]
     assert 60 <= clock.now - 100 <= 70
     assert opened[0].is_closed
+
+
+@pytest.mark.parametrize(
+    "refusal", [PasswordRefusedError(), av.error.HTTPUnauthorizedError(401, "Server returned 401 Unauthorized")]
+)
+def test_a_password_that_was_right_is_tried_a_few_times_in_minutes(refusal: Exception) -> None:
+    """Cameras lock an account after some five wrong tries."""
+    clock = FakeTime()
+    capture, _ = captured(clock, FakeConnection(1), refusal, reconnect=300)
+    stopped = Still(clock)
+    items = capture.items(stopped, True)
+    assert [type(next(items)) for _ in range(2)] == [SizedFrame, Gap]
+    with pytest.raises(MsstsError, match="not back after 300 s: refuses the user or the password"):
+        next(items)
+    assert len(stopped.waits) <= 4  # a try after each
+    assert 300 <= clock.now - 100 <= 310
 
 
 def test_a_source_that_is_back_is_said_and_its_times_go_on() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import av
@@ -14,15 +16,18 @@ import numpy as np
 import pytest
 from support.rtsp_replay import RATE, ReplayServer, rtp_packets
 from support.streams import picture
+from support.toy_engine import write_toy_engine
 
-from mssts.streaming import rtsp_login
+from mssts.cli import main
+from mssts.errors import MsstsError
+from mssts.streaming import rtsp_login, rtsp_session
 from mssts.streaming.capture import Connection
 from mssts.streaming.options import StreamOptions
 from mssts.streaming.rtp import AccessUnits, RtpPacket
 from mssts.streaming.rtsp_connection import RtspConnection
 from mssts.streaming.rtsp_film import Film, RtspUnsupportedError
 from mssts.streaming.rtsp_login import Login
-from mssts.streaming.sources import open_stream_source
+from mssts.streaming.sources import Gap, open_stream_source
 
 COUNT, GROUP = 24, 6
 NO_DELAY = {"tune": "zerolatency", "g": str(GROUP)}
@@ -157,6 +162,65 @@ def test_what_ffmpeg_has_to_see_to_goes_to_it(serve: Callable[..., ReplayServer]
     with pytest.raises(RtspUnsupportedError, match="another codec"):
         RtspConnection(server.url, "camera", 0.5)
     assert open_stream_source(server.url, StreamOptions(timeout=2)).is_live
+
+
+@pytest.mark.parametrize("name", ["MP4V-ES", "H264"])
+def test_a_camera_is_found_again_by_what_has_read_it(serve: Callable[..., ReplayServer], name: str) -> None:
+    """The client that does not know its codec is tried once."""
+    pictures = [picture(number) for number in range(4)]
+    packets = packets_of("one slice") if name == "H264" else rtp_packets(pictures, "mpeg4")
+    server = serve(packets, name, ends=True)
+    stopped = threading.Event()
+    source = open_stream_source(server.url, StreamOptions(timeout=2, reconnect=20))
+    for item in source.items(stopped, True):
+        if isinstance(item, Gap) and item.is_back:
+            break
+    agents = [agent.partition("/")[0][:4] for agent in server.agents]
+    assert agents == (["msst", "msst"] if name == "H264" else ["msst", "Lavf", "Lavf"])
+
+
+LOGINS = {"Basic": 'Basic realm="x"', "Digest": 'Digest realm="x", nonce="1"'}
+
+
+@pytest.mark.parametrize(("name", "status"), [("Basic", 401), ("Digest", 401), ("Digest", 403)])
+def test_a_refused_password_is_tried_once(
+    serve: Callable[..., ReplayServer], tmp_path: Path, name: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A camera locks an account after a few tries."""
+    server = serve(packets_of("one slice"), login=LOGINS[name], refusals=[(status, LOGINS[name])] * 9)
+    engine = write_toy_engine(tmp_path / "engine").parent
+    url = server.url.replace("://", "://admin:wr0ng@")
+    assert main(["stream", url, "--model", str(engine), "--jsonl", str(tmp_path / "out.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert error == f"mssts stream: error: {server.url}: refuses the user or the password\n"
+    assert len(server.passwords) == 1 and not (tmp_path / "out.jsonl").exists()
+
+
+def test_where_a_password_is_missing_it_is_asked_for(serve: Callable[..., ReplayServer]) -> None:
+    server = serve(packets_of("one slice"), login=LOGINS["Digest"])
+    with pytest.raises(MsstsError, match="asks for a user and a password"):
+        open_stream_source(server.url, StreamOptions(timeout=2))
+
+
+def test_a_nonce_that_is_too_old_is_no_refusal(serve: Callable[..., ReplayServer]) -> None:
+    stale = 'Digest realm="x", nonce="2", stale=TRUE'
+    server = serve(packets_of("one slice"), login=LOGINS["Digest"], refusals=[(401, stale)])
+    url = server.url.replace("://", "://admin:right@")
+    assert len(read(RtspConnection(url, "camera", 5.0), COUNT)) == COUNT
+    assert [f'nonce="{number}"' in said for number, said in zip("122", server.passwords, strict=False)] == [True] * 3
+
+
+def test_a_refused_sign_of_life_is_not_repeated_at_once(
+    serve: Callable[..., ReplayServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packets come all the same."""
+    monkeypatch.setattr(rtsp_session, "_AGAIN_SECONDS", 0.01)
+    server = serve(packets_of("one slice"), session="7;timeout=2", pause=0.08, login=LOGINS["Digest"])
+    connection = RtspConnection(server.url.replace("://", "://admin:changed@"), "camera", 5.0)
+    accepted = len(server.passwords)
+    server.refusals += [(401, LOGINS["Digest"])] * 99
+    assert len(read(connection, COUNT)) == COUNT
+    assert 2 <= len(server.passwords) - accepted <= 6  # twice a second, which is half of the session's time
 
 
 SDP = "v=0\r\na=range:npt={range}\r\nm=audio 0 RTP/AVP 0\r\na=control:a\r\nm=video 0 RTP/AVP 96\r\n{film}"

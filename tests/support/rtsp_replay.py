@@ -1,4 +1,4 @@
-"""An RTSP server that sends packets once, and then nothing."""
+"""An RTSP server that sends packets once, and then nothing or the end."""
 
 from __future__ import annotations
 
@@ -51,15 +51,33 @@ class ReplayServer:
         encoding: the codec's name in RTP.
         session: of the answer to SETUP.
         pause: seconds after each packet.
+        ends: whether the connection ends after the packets.
+        login: what is asked of a request without a password, as `Basic realm="x"`.
+        refusals: the status and the challenge with which the next passwords are refused, one after the other.
 
     Attributes:
+        refusals: those that are left.
         requests: the first line of each.
+        agents: the program of each request to describe the stream.
+        passwords: the value of `Authorization` of each request that has one.
     """
 
     def __init__(
-        self, packets: Sequence[bytes], encoding: str = "H264", session: str = "1", pause: float = 0.0
+        self,
+        packets: Sequence[bytes],
+        encoding: str = "H264",
+        session: str = "1",
+        pause: float = 0.0,
+        ends: bool = False,
+        login: str = "",
+        refusals: Sequence[tuple[int, str]] = (),
     ) -> None:
         self._packets = packets
+        self._ends = ends
+        self._login = login
+        self.refusals = list(refusals)
+        self.agents: list[str] = []
+        self.passwords: list[str] = []
         self._description = (
             "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\na=control:*\r\n"
             f"m=audio 0 RTP/AVP 0\r\na=control:track0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 {encoding}/90000\r\n"
@@ -83,6 +101,7 @@ class ReplayServer:
 
     def _talk(self, client: socket.socket) -> None:
         channel = 0
+        sending = threading.Lock()
         with client, client.makefile("rb") as file, contextlib.suppress(OSError):
             while line := file.readline().decode():
                 method = line.split(" ", 1)[0]
@@ -91,17 +110,42 @@ class ReplayServer:
                 while ":" in (header := file.readline().decode()):
                     name, value = header.split(":", 1)
                     headers[name.lower()] = value.strip()
+                if method == "DESCRIBE":
+                    self.agents.append(headers.get("user-agent", ""))
+                if self._login and (refusal := self._refusal(headers.get("authorization"))):
+                    with sending:
+                        client.sendall(refusal.format(headers["cseq"]).encode())
+                    continue
                 answer = [f"CSeq: {headers['cseq']}", *self._more(method)]
                 if method == "SETUP":
                     answer.append(f"Transport: {headers['transport']}")
                     if "track1" in line:
                         channel = int(headers["transport"].partition("interleaved=")[2].partition("-")[0])
                 body = self._description if method == "DESCRIBE" else ""
-                client.sendall("\r\n".join(["RTSP/1.0 200 OK", *answer, "", body]).encode())
+                with sending:
+                    client.sendall("\r\n".join(["RTSP/1.0 200 OK", *answer, "", body]).encode())
                 if method == "PLAY":
-                    for packet in self._packets:
-                        client.sendall(b"$" + bytes([channel]) + len(packet).to_bytes(2, "big") + packet)
-                        time.sleep(self._pause)
+                    threading.Thread(target=self._play, args=(client, channel, sending), daemon=True).start()
+
+    def _play(self, client: socket.socket, channel: int, sending: threading.Lock) -> None:
+        with contextlib.suppress(OSError):
+            for packet in self._packets:
+                with sending:
+                    client.sendall(b"$" + bytes([channel]) + len(packet).to_bytes(2, "big") + packet)
+                time.sleep(self._pause)
+            if self._ends:
+                client.shutdown(socket.SHUT_RDWR)
+
+    def _refusal(self, password: str | None) -> str:
+        """The answer to what is not allowed, empty for what is."""
+        if password is None:
+            status, challenge = 401, self._login
+        else:
+            self.passwords.append(password)
+            if not self.refusals:
+                return ""
+            status, challenge = self.refusals.pop(0)
+        return f"RTSP/1.0 {status} No\r\nCSeq: {{}}\r\nWWW-Authenticate: {challenge}\r\n\r\n"
 
     def _more(self, method: str) -> list[str]:
         if method == "DESCRIBE":
