@@ -112,7 +112,7 @@ class OpenVinoRunner(Runner):
             raise
         except Exception as error:  # OpenVINO raises RuntimeError and others
             raise MsstsError(
-                f"{self._path}: OpenVINO cannot load it; export the model again ({_last_line(error)})"
+                f"{self._path}: OpenVINO cannot load it; export the model again ({_reason(error)})"
             ) from None
         if self._options.get("INFERENCE_PRECISION_HINT") == "bf16":
             _put_our_ops_in_bf16(model)
@@ -144,13 +144,15 @@ class OpenVinoRunner(Runner):
         with self._lock:
             try:
                 request = self._request(tuple(frames_BTHWC.shape))
-                request.infer(feeds)
+                # `infer` drops every error where there is one thread, and leaves the outputs as they were (2026.4).
+                request.start_async(feeds)
+                request.wait()
                 outputs = [request.get_tensor(spec.name).data.copy() for spec in contract.ENGINE_OUTPUTS]
             except MsstsError:
                 raise
             except Exception as error:  # as above
                 shape = list(frames_BTHWC.shape)
-                raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {_last_line(error)}") from None
+                raise MsstsError(f"{self._path}: the engine failed on frames {shape}: {_reason(error)}") from None
         return EngineOutput(*outputs)
 
     def node_times(self) -> list[NodeTime]:
@@ -223,7 +225,7 @@ def register_kernels(path: Path) -> tuple[str, str]:
         handle.mssts_cpu_isa.restype = ctypes.c_char_p
         return handle.mssts_cpu_isa().decode(), ""
     except Exception as error:  # OpenVINO's, or the loader's where it was built for another release
-        reason = f"{path} does not fit OpenVINO {openvino.__version__} ({_last_line(error)}); run `make plugins` again"
+        reason = f"{path} does not fit OpenVINO {openvino.__version__} ({_reason(error)}); run `make plugins` again"
         return "", reason
 
 
@@ -271,7 +273,11 @@ def _signature(port: Any) -> tuple[str, str, int]:
     return port.get_any_name(), port.get_element_type().to_dtype().name, rank
 
 
-def _last_line(error: Exception) -> str:
-    """The reason in a message of OpenVINO, which begins with its source files."""
+def _reason(error: Exception) -> str:
+    """The reason in a message of OpenVINO, which begins with its source files.
+
+    It may end with a list of ops, after what ours found wrong.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    found = [line for line in lines if line.startswith("mssts: ")] or lines
+    return found[-1] if found else type(error).__name__

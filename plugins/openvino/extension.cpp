@@ -42,6 +42,26 @@ void check_node(const Node& node, const std::string& wrong) {
   OPENVINO_ASSERT(wrong.empty(), "mssts: ", node.op, ": ", wrong);
 }
 
+// Takes the sizes of an input.
+void bind(const Node& node, size_t input, Sizes sizes, const Channels& channels, Letters* letters) {
+  check_node(node, channels.take(static_cast<int32_t>(input), &sizes));
+  check_node(node, letters->bind(node.tensors[input], sizes));
+}
+
+// The sizes that are known before a model runs. They are checked then, because OpenVINO's `infer` drops all errors of
+// an inference on one thread.
+Letters known_sizes(const Node& node, const ov::Node& op, const Channels& channels = {}) {
+  Letters letters;
+  for (size_t i = 0; i < op.get_input_size(); ++i) {
+    const ov::PartialShape& shape = op.get_input_partial_shape(i);
+    if (shape.rank().is_dynamic()) continue;
+    Sizes sizes;
+    for (const ov::Dimension& size : shape) sizes.push_back(size.is_static() ? size.get_length() : -1);
+    bind(node, i, std::move(sizes), channels, &letters);
+  }
+  return letters;
+}
+
 struct Inputs {
   Letters sizes;
   std::array<const void*, 5> data{};
@@ -54,8 +74,7 @@ Inputs inputs_of(const Node& node, const ov::TensorVector& tensors, const Channe
     const ov::Shape& shape = tensors[i].get_shape();
     Sizes sizes(shape.begin(), shape.end());
     inputs.widths[i] = sizes.empty() ? 0 : sizes.back();
-    check_node(node, channels.take(static_cast<int32_t>(i), &sizes));
-    check_node(node, inputs.sizes.bind(node.tensors[i], sizes));
+    bind(node, i, std::move(sizes), channels, &inputs.sizes);
     inputs.data[i] = tensors[i].data();
   }
   return inputs;
@@ -71,10 +90,9 @@ class MSDeformAttn : public ov::op::Op {
 
   void validate_and_infer_types() override {
     NODE_VALIDATION_CHECK(this, get_input_size() == 5, "MSDeformAttn takes 5 inputs");
+    check_node(kDeformAttn, deform_attn_error(known_sizes(kDeformAttn, *this)));
     const ov::PartialShape& value = get_input_partial_shape(0);
     const ov::PartialShape& offsets = get_input_partial_shape(3);
-    NODE_VALIDATION_CHECK(this, value.rank().compatible(4) && offsets.rank().compatible(6),
-                          "MSDeformAttn: value has the shape [N,S,M,D] and offsets [N,Q,M,L,P,2]");
     ov::PartialShape out = ov::PartialShape::dynamic(3);
     if (value.rank().is_static() && offsets.rank().is_static()) {
       out = {value[0], offsets[1], value[2] * value[3]};
@@ -119,8 +137,9 @@ class SplitTemporalAttn : public ov::op::Op {
     NODE_VALIDATION_CHECK(this, starts_.size() == 3 && ends_.size() == 3, "attributes starts and ends have 3 integers");
     const std::string wrong = channels().error();
     NODE_VALIDATION_CHECK(this, wrong.empty(), wrong);
+    check_node(kTemporalAttn, temporal_attn_error(known_sizes(kTemporalAttn, *this, channels()), heads_));
     ov::PartialShape out = get_input_partial_shape(0);
-    if (out.rank().is_static() && out.size() == 4) {
+    if (out.rank().is_static()) {
       if (ends_[0] != Channels::kLast) {
         out[3] = ends_[0] - starts_[0];
       } else if (starts_[0] != 0) {

@@ -14,7 +14,9 @@ import torch
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 onnx = pytest.importorskip("onnx")
 
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from support.clips import clip  # noqa: E402
+from support.contract_graph import OUR_NODE, contract_graph  # noqa: E402
 from support.small_model import small  # noqa: E402
 
 from mssts import kernels  # noqa: E402
@@ -152,6 +154,62 @@ def test_errors_are_one_line_and_name_the_file(file, tmp_path, monkeypatch):
     with pytest.raises(MsstsError, match="MSSTS_LIBRARIES"):
         OpenVinoRunner(file, kernels=True)
     assert "MSSTS_LIBRARIES" in OpenVinoRunner(file).describe()["kernels_reason"]
+
+
+def picky_graph() -> onnx.ModelProto:
+    """A graph that fails while it runs, unless the valid size is 64×64.
+
+    The masks' size is a quarter of the valid size, and there are elements for 16×16 only.
+    """
+    model = contract_graph()
+    nodes = [
+        helper.make_node("Div", ["sizes", "divisor"], ["quarter"]),
+        helper.make_node("Cast", ["quarter"], ["quarter_int64"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["quarter_int64", "two"], ["mask_size"]),
+        helper.make_node("Concat", ["instances_and_frames", "mask_size"], ["to_quarter"], axis=0),
+    ]
+    constants = {
+        "divisor": np.array([4], np.int32),
+        "two": np.array([2]),
+        "instances_and_frames": np.array([1, 4, 2]),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    index, reshape = next((i, node) for i, node in enumerate(model.graph.node) if node.output[0] == "mask_logits")
+    reshape.input[1] = "to_quarter"
+    for node in reversed(nodes):
+        model.graph.node.insert(index, node)
+    return model
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_inference_that_fails_is_an_error(tmp_path, threads):
+    """On one thread as on several.
+
+    Where OpenVINO 2026.4 has one thread, its `infer` drops every error and leaves the outputs as they were.
+    """
+    file = tmp_path / "model.onnx"
+    onnx.save(picky_graph(), file)
+    runner = OpenVinoRunner(file, threads=threads, kernels=False)
+    frames = np.ones((1, 2, 64, 64, 3), np.uint8)
+    good, bad = np.array([[64, 64]], np.int32), np.array([[40, 72]], np.int32)
+    before = runner.infer(frames, good)
+    with pytest.raises(MsstsError, match=r"model\.onnx: the engine failed on frames \[1, 2, 64, 64, 3\]: .") as raised:
+        runner.infer(frames, bad)
+    assert "\n" not in str(raised.value)
+    np.testing.assert_equal(vars(runner.infer(frames, good)), vars(before))  # it goes on with the next clip
+    runner.close()
+
+
+def test_sizes_that_our_ops_do_not_take_are_the_reason_that_is_given(tmp_path):
+    if reason := kernels.library("openvino").reason:
+        pytest.skip(reason)
+    model = contract_graph()
+    node = next(node for node in model.graph.node if node.name == OUR_NODE)
+    attention = helper.make_node("SplitTemporalAttn", [node.input[0]] * 3, node.output, domain=node.domain, heads=3)
+    node.CopyFrom(attention)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(MsstsError, match=r"again \(mssts: .* C = 16 channels, expected a multiple of heads = 3\)$"):
+        OpenVinoRunner(tmp_path / "model.onnx", threads=1)
 
 
 def test_weights_beside_the_file_leave_memory_and_answers_stay(file, tmp_path):
