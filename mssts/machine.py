@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from mssts.errors import first_line
 
 STATUS = Path("/proc/self/status")  # on Linux only
 _MAPS = Path("/proc/self/maps")
+_GROUPS_OF_THIS_PROCESS = Path("/proc/self/cgroup")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def cpu_model() -> str:
@@ -29,8 +33,38 @@ def cpu_model() -> str:
 
 
 def cpu_count() -> int:
-    """The number of cores this process may use (a container's share, not the host's)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The number of cores this process may use (a container's share, not the host's).
+
+    A limit of time, as by `docker run --cpus` or Kubernetes, counts as that many cores, rounded up.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *map(math.ceil, _cpu_limits())]))
+
+
+def _cpu_limits() -> Iterator[float]:
+    """The processor time a second that each control group around this process allows.
+
+    In a container the path of the group may be the host's, so folders that are not there are passed over.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in _GROUPS_OF_THIS_PROCESS.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            root = _CONTROL_GROUPS / "cpu" if controllers else _CONTROL_GROUPS
+            group = Path(path.lstrip("/"))
+            for folder in (root / group, *(root / parent for parent in group.parents)):
+                if limit := _cpu_limit(folder, version=1 if controllers else 2):
+                    yield limit
+
+
+def _cpu_limit(folder: Path, version: int) -> float | None:
+    names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    try:
+        quota, period = (word for name in names for word in (folder / name).read_text(encoding="utf-8").split())
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def machine() -> dict[str, Any]:
