@@ -5,7 +5,8 @@
 #   MSSTS_TARGET      tensorrt (a plan for this GPU, built at the first start), onnxruntime, or python
 #   MSSTS_CACHE       where plans are kept
 #   MSSTS_REPOSITORY  where the model repository is written, at every start
-#   MSSTS_THREADS     cores for an engine on the processor
+#   MSSTS_THREADS     cores for an engine on the processor, all by default. With the target onnxruntime it is needed where
+#                     the container's processor time is limited (docker run --cpus), which that backend does not see
 #   MSSTS_MAX_QUEUE   clips that may wait for the engine
 #   MSSTS_PLAN_SHAPES further arguments of `mssts build-engine`: "--opt 1x5x360x640 --max 1x5x360x640"
 #   MSSTS_WATCH       seconds between probes, of which three that fail end the server; for Docker, which restarts what
