@@ -27,7 +27,7 @@ def check_positive(arguments: argparse.Namespace, *names: str) -> None:
     """Raises MsstsError for the first of the named arguments that is below 1."""
     for name in names:
         if getattr(arguments, name) < 1:
-            raise MsstsError(f"--{name} is {getattr(arguments, name)}; expected at least 1")
+            raise MsstsError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "profile": "mssts.bench.profile.command",
     "report": "mssts.bench.report.command",
     "scaling": "mssts.bench.scaling.command",
+    "stream": "mssts.bench.stream.command",
     "switches": "mssts.bench.switches",
 }
 

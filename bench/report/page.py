@@ -17,6 +17,7 @@ _TITLES = {
     "gpu_model": "What a GPU would need, by the compiler and by arithmetic",
     "kernels": "The two custom ops",
     "load": "A server under load",
+    "stream": "Streams: a file, viewers, a camera",
     "switches": "What each switch of the model costs",
     "profile": "Where the time of a clip goes",
     "scaling": "How time and memory grow",

@@ -1,4 +1,4 @@
-"""`mssts bench load` on a server whose engine takes a known time."""
+"""`mssts bench load` and `stream` on a server whose engine takes a known time."""
 
 from __future__ import annotations
 
@@ -53,6 +53,52 @@ def test_rows_say_what_a_server_of_known_speed_does(
     assert six["ms_p50"] > 1.5 * one["ms_p50"]
     assert six["clips_per_second"] >= 0.9 * one["clips_per_second"]
     assert "refused" in capsys.readouterr().out
+
+
+@needs_server
+def test_streams_through_a_server_of_known_speed(
+    server: TritonServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "stream.json"
+    options = ["--frames", "13", "--rounds", "1", "--view-rounds", "1", "--viewers", "2", "--seconds", "2"]
+    assert main(["bench", "stream", "--url", server.grpc_url, *options, "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert {"machine", "versions", "commit", "engine", "size", "load_average_before"} <= set(report)
+    rows = {row["name"]: row for row in report["rows"]}
+    missing = {absent["name"]: absent["reason"] for absent in report["not_measured"]}
+    for name in ("predict", "stream", "stream, no page", "stream, 2 viewers"):
+        (rate,) = rows[name]["samples_frames_per_second"]
+        windows = 3  # of 5 frames that share 1
+        assert 0 < rate == rows[name]["frames_per_second"] <= 13 / (windows * ENGINE_SECONDS)
+    assert rows["stream"]["ratio"] == pytest.approx(
+        rows["stream"]["frames_per_second"] / rows["predict"]["frames_per_second"]
+    )
+    assert rows["stream, 2 viewers"]["pictures_least"] >= 1
+    printed = capsys.readouterr().out
+    if "camera" in missing:
+        assert "apt-get install python3-gi" in missing["camera"]
+        assert "camera: not measured here: GStreamer" in printed
+    else:
+        camera = rows["camera"]
+        assert camera["clip_ms"] >= 1e3 * ENGINE_SECONDS
+        assert 1e3 * ENGINE_SECONDS <= camera["ms_p5"] <= camera["ms_median"] <= camera["ms_p95"] <= camera["ms_max"]
+        assert len(camera["samples_ms"]) >= 6 and camera["gaps"] == 0
+        assert "a camera: median" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--view-rounds", "0"], "--view-rounds is 0; expected at least 1"),
+        (["--url", "grpc://127.0.0.1:1"], "no Triton server answers there"),
+        (["--model", "absent"], "absent: no such file"),
+    ],
+)
+def test_a_stream_that_cannot_be_measured_is_one_line(
+    capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert main(["bench", "stream", *options]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,7 @@ def test_the_page_takes_what_is_no_number_as_absent(tmp_path: Path) -> None:
         (["switches", "--out", "{file}/record.json"], "is a file"),
         (["profile", "--plot", "{tmp}/plot.bmp"], ".png, .svg, .pdf"),
         (["scaling", "--plot", "{tmp}"], "is a folder"),
+        (["stream", "--out", "{file}/record.json"], "is a file"),
         (["ap", "results.json", "--data", "absent.json", "--sheet", "{tmp}"], "is a folder"),
         (["fps", "--runners", "nope", "--cache", "{tmp}/cache"], "there is no 'nope'"),
         (["fps", "--checkpoint", "{file}", "--runners", "openvino"], "or damaged"),

@@ -4,84 +4,57 @@ from __future__ import annotations
 
 import itertools
 import signal
-import socket
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import ExitStack
 
+import numpy as np
 import pytest
 from support.streams import PATIENCE, Collected, ColourSegmenter
 from support.tools import needs_tool, tool
 
+from mssts.bench.stream.camera import Camera
 from mssts.errors import MsstsError
 from mssts.streaming.options import StreamOptions
 from mssts.streaming.results import FrameResult
 from mssts.streaming.sources import open_stream_source
 from mssts.streaming.stream import Stream
 
-SCRIPT = Path(__file__).parents[1] / "support" / "rtsp_server.py"
-RATE, PERIOD, STEP = 12, 24, 4  # as in the script
+RATE, PERIOD, STEP = 12, 24, 4
+HEIGHT, WIDTH = 96, 160
 CLIP_FRAMES, STRIDE, CLIP_SECONDS = 5, 4, 0.25
 
 pytestmark = needs_tool("gst-rtsp-server")
 
 
-class Server:
-    """The camera's process, which can be killed and started again on its port."""
+def pictures() -> np.ndarray:
+    """A red square that is always there, and a blue bar by the picture's number."""
+    pictures_NHWC = np.full((PERIOD, HEIGHT, WIDTH, 3), 0x3C, np.uint8)
+    pictures_NHWC[:, 16:48, 64:96] = (255, 0, 0)
+    for number, picture_HWC in enumerate(pictures_NHWC):
+        picture_HWC[64:80, : STEP * (1 + number)] = (0, 0, 255)
+    return pictures_NHWC
 
-    def __init__(self, *account: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.epoch = time.time()
-        self._account = account
-        self.start()
 
-    @property
-    def url(self) -> str:
-        return f"rtsp://127.0.0.1:{self.port}/camera"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [tool("gst-rtsp-server"), str(SCRIPT), str(self.port), str(self.epoch), *self._account],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stdout is not None and self.process.stdout.readline() == "listening\n"
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def age(self, result: FrameResult) -> float:
-        """Seconds since the camera took the picture, from what is in it."""
-        (bar,) = [item for item in result.instances if item.name == "blue"]
-        k = round(bar.bbox[2] / STEP) - 1
-        return (time.time() - self.epoch - k / RATE) % (PERIOD / RATE)
+def age(camera: Camera, result: FrameResult) -> float:
+    """Seconds since the camera took the picture, from what is in it."""
+    (bar,) = [item for item in result.instances if item.name == "blue"]
+    return camera.age(round(bar.bbox[2] / STEP) - 1)
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    started: list[Server] = []
-
-    def start(*account: str) -> Server:
-        started.append(Server(*account))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.kill()
+def serve() -> Iterator[Callable[..., Camera]]:
+    with ExitStack() as started:
+        yield lambda *account: started.enter_context(Camera(tool("gst-rtsp-server"), pictures(), RATE, account))
 
 
-def take(results: Collected, count: int, server: Server) -> list[tuple[FrameResult, float]]:
+def take(results: Collected, count: int, server: Camera) -> list[tuple[FrameResult, float]]:
     """Results with the ages that their pictures had when they came."""
     found = []
     for _ in range(count):
         (result,) = results.next_results(1)
-        found.append((result, server.age(result)))
+        found.append((result, age(server, result)))
     return found
 
 
@@ -89,7 +62,7 @@ def tracks(found: list[tuple[FrameResult, float]], name: str) -> set[int]:
     return {item.track for result, _ in found for item in result.instances if item.name == name}
 
 
-def test_a_camera_is_followed_in_time_and_over_its_death(serve: Callable[..., Server]) -> None:
+def test_a_camera_is_followed_in_time_and_over_its_death(serve: Callable[..., Camera]) -> None:
     server = serve()
     options = StreamOptions(stride=STRIDE, timeout=3, reconnect=30)
     source = open_stream_source(server.url, options)
@@ -118,7 +91,7 @@ def test_a_camera_is_followed_in_time_and_over_its_death(serve: Callable[..., Se
     assert 1 < after[-1][0].time - before[-1][0].time < PATIENCE  # times go on by the clock, over the gap
 
 
-def test_a_camera_that_freezes_is_left_and_found_again(serve: Callable[..., Server]) -> None:
+def test_a_camera_that_freezes_is_left_and_found_again(serve: Callable[..., Camera]) -> None:
     server = serve()
     options = StreamOptions(timeout=1, reconnect=30)
     said: list[str] = []
@@ -135,7 +108,7 @@ def test_a_camera_that_freezes_is_left_and_found_again(serve: Callable[..., Serv
     assert "nothing came for 1 s" in said[0]
 
 
-def test_a_camera_that_stays_away_ends_the_stream(serve: Callable[..., Server]) -> None:
+def test_a_camera_that_stays_away_ends_the_stream(serve: Callable[..., Camera]) -> None:
     server = serve()
     options = StreamOptions(timeout=1, reconnect=0.5)
     with Stream(open_stream_source(server.url, options), ColourSegmenter(), options, lambda line: None) as stream:
@@ -146,7 +119,7 @@ def test_a_camera_that_stays_away_ends_the_stream(serve: Callable[..., Server]) 
             results.rest()
 
 
-def test_a_wrong_password_is_one_line_without_it(serve: Callable[..., Server]) -> None:
+def test_a_wrong_password_is_one_line_without_it(serve: Callable[..., Camera]) -> None:
     server = serve("admin", "right")
     address = server.url.removeprefix("rtsp://")
     with pytest.raises(MsstsError, match="refuses the user or the password") as error:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,18 +22,11 @@ from pathlib import Path
 
 import pytest
 
+from mssts.bench.stream.camera import DEBIAN_PACKAGES, gstreamer_python
+
 REQUIRE_VARIABLE = "MSSTS_REQUIRE_TOOLS"
 # Debian's daemons lie where an ordinary user's PATH does not look.
 _FOLDERS = (Path(sys.executable).parent, "/usr/local/sbin", "/usr/sbin", "/sbin")
-_GI_SERVER = """
-import gi
-gi.require_version("Gst", "1.0")
-gi.require_version("GstRtspServer", "1.0")
-from gi.repository import Gst, GstRtspServer
-Gst.init(None)
-missing = [name for name in ("videotestsrc", "x264enc", "rtph264pay") if not Gst.ElementFactory.find(name)]
-raise SystemExit(" ".join(missing) or 0)
-"""
 
 
 @dataclass(frozen=True)
@@ -54,21 +46,11 @@ def _program(name: str) -> Callable[[], str | None]:
     return lambda: shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, _FOLDERS)]))
 
 
-def _rtsp_server() -> str | None:
-    """Debian's Python, where it has GStreamer's RTSP server and an H.264 encoder."""
-    python = "/usr/bin/python3"
-    if not Path(python).exists():
-        return None
-    done = subprocess.run([python, "-c", _GI_SERVER], capture_output=True, timeout=60, check=False)
-    return python if done.returncode == 0 else None
-
-
 def _debian(package: str, find: Callable[[], str | None]) -> _Tool:
     return _Tool(f"apt-get install {package}", find)
 
 
 _DEV = "pip install 'mssts[dev]'"
-_GSTREAMER = "python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good"
 
 # `.ci/run` installs those of Debian, the extra `dev` the rest.
 TOOLS = {
@@ -77,7 +59,7 @@ TOOLS = {
     "nginx": _debian("nginx-light", _program("nginx")),
     "chromium": _debian("chromium", _program("chromium")),
     # The path is that of the Python which imports `gi`.
-    "gst-rtsp-server": _debian(f"{_GSTREAMER} gstreamer1.0-plugins-ugly", _rtsp_server),
+    "gst-rtsp-server": _debian(DEBIAN_PACKAGES, gstreamer_python),
     **{name: _Tool(_DEV, _program(name)) for name in ("hadolint", "kubectl", "kubernetes-validate")},
     **{name: _Tool(_DEV, _program(name)) for name in ("check-jsonschema", "shellcheck")},
 }
