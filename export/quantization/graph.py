@@ -17,7 +17,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -103,9 +103,10 @@ def quantized(
         },
     )
     quantizer.quantize_model()
+    _spare_others(quantizer.model.model, names)
+    _pool_in_8_bits(quantizer.model.model)
     quantizer.model.topological_sort()
     result = quantizer.model.model
-    _spare_others(result, names)
     if number_format == "fp8":
         _to_fp8(result, model)
     for entry in result.metadata_props:
@@ -141,6 +142,28 @@ def _spare_others(model: ModelProto, names: set[str]) -> None:
             continue
         for index, name in enumerate(node.input):
             node.input[index] = original(name)
+
+
+def _pool_in_8_bits(model: ModelProto) -> None:
+    """Quantises before maximum pooling what is quantised after it, to the same values.
+
+    The convolution before then writes 8 bits, and OpenVINO pools them without a change of layout.
+    """
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for pool in [node for node in model.graph.node if node.op_type == "MaxPool"]:
+        after = readers[pool.output[0]]
+        if [node.op_type for node in after] != ["QuantizeLinear"]:
+            continue
+        quantize, source = after[0], pool.input[0]
+        pair = []
+        for op_type, value in (("QuantizeLinear", source), ("DequantizeLinear", f"{source}_QuantizeLinear")):
+            output = f"{source}_{op_type}"
+            pair.append(helper.make_node(op_type, [value, *quantize.input[1:]], [output], name=output))
+        pool.input[0] = pair[1].output[0]
+        model.graph.node.extend(pair)
 
 
 def _to_fp8(model: ModelProto, original: ModelProto) -> None:

@@ -31,12 +31,15 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens_BTSC: Tensor, position_BSC: Tensor, geometry: Geometry) -> Tensor:
         query = tokens_BTSC + position_BSC[:, None]
         reference = geometry.reference_BSL2[:, None]
-        attended = self.output_proj(self.deformable(query, reference, tokens_BTSC, geometry))
+        # Frames are joined into one dimension wherever time does not matter: OpenVINO (2026.4) fuses the bias, ReLU and
+        # quantisation into an 8-bit product of at most three dimensions, and makes passes over memory of them else.
+        attended = self.output_proj(self.deformable(query, reference, tokens_BTSC, geometry).flatten(0, 1))
         if self.split is not None:
-            attended = attended + self.split(query if self.split.sees_position else tokens_BTSC, geometry)
-        tokens = self.norm1(tokens_BTSC + self.dropout(attended))
+            split = self.split(query if self.split.sees_position else tokens_BTSC, geometry)
+            attended = attended + split.flatten(0, 1)
+        tokens = self.norm1(tokens_BTSC.flatten(0, 1) + self.dropout(attended))
         ffn = self.linear2(self.dropout(F.relu(self.linear1(tokens))))
-        return self.norm2(tokens + self.dropout(ffn))
+        return self.norm2(tokens + self.dropout(ffn)).view(tokens_BTSC.shape)
 
 
 class Encoder(nn.Module):

@@ -16,15 +16,15 @@ MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
-def normalise(frames_BTHWC: Tensor, sizes_B2: Tensor) -> Tensor:
-    """uint8 RGB frames → normalised images [B, T, 3, H, W], fp32, zero where padded."""
+def normalise(frames_BTHWC: Tensor, sizes_B2: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 RGB frames → normalised images [B, T, 3, H, W] in `dtype`, zero where padded."""
     device = frames_BTHWC.device
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     B, T, H, W, _ = frames_BTHWC.shape
     rows_BH = torch.arange(H, device=device) < sizes_B2[:, :1]
     columns_BW = torch.arange(W, device=device) < sizes_B2[:, 1:]
     valid_BHW = (rows_BH[:, :, None] & columns_BW[:, None, :]).float()
-    images_BTHWC = (frames_BTHWC.float() - mean) / std * valid_BHW[:, None, :, :, None]
+    images_BTHWC = ((frames_BTHWC.float() - mean) / std * valid_BHW[:, None, :, :, None]).to(dtype)
     # Transposed last, frame by frame: a runtime whose convolutions want channels last then leaves it out.
     return images_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).unflatten(0, (B, T))
 
@@ -45,7 +45,7 @@ class Engine(nn.Module):
 
         They are the top K of class × query, as in the released inference.
         """
-        images = normalise(frames, sizes).to(self.model.encoder.level_embed.weight.dtype)
+        images = normalise(frames, sizes, self.model.encoder.level_embed.weight.dtype)
         prediction = self.model(images, sizes)
         classes = self.model.config.classes
         scores_BK, index_BK = at_least_fp32(prediction.logits[-1]).sigmoid().flatten(1).topk(self.top_k)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,24 @@ def sine_position(valid_h_Bh: Tensor, valid_w_Bw: Tensor, periods: Tensor) -> Te
 
     As in DETR (arXiv 2005.12872).
 
-    The rows and columns that are valid are prefixes, so the cumulative sums of the 2-D mask are products of 1-D ones.
+    The rows and columns that are valid are prefixes, so the cumulative sums of the 2-D mask are those of one row or
+    column, or zero: an axis needs the sines of h + 1 or w + 1 coordinates, and none for each token.
     Tokens of padding get what the released code gives them; they reach the mask head's convolutions at the border.
     """
-    valid_h_Bh, valid_w_Bw = valid_h_Bh.float(), valid_w_Bw.float()
-    y_Bhw = valid_h_Bh.cumsum(1)[:, :, None] * valid_w_Bw[:, None, :]
-    x_Bhw = valid_h_Bh[:, :, None] * valid_w_Bw.cumsum(1)[:, None, :]
     eps, scale = 1e-6, 2 * math.pi
-    y_Bhw = (y_Bhw - 0.5) / (y_Bhw[:, -1:, :] + eps) * scale
-    x_Bhw = (x_Bhw - 0.5) / (x_Bhw[:, :, -1:] + eps) * scale
 
-    def embed(coordinate_Bhw: Tensor) -> Tensor:
-        angle = coordinate_Bhw[..., None] / periods
+    def embed(valid_BN: Tensor) -> Tensor:
+        """Coordinates along one axis → [B, N + 1, C/2], the last those of tokens whose other axis is padding."""
+        coordinate_BN = F.pad(valid_BN.float().cumsum(1), (0, 1))
+        total_BN = F.pad(coordinate_BN[:, -2:-1].expand(valid_BN.shape), (0, 1))
+        coordinate_BN = (coordinate_BN - 0.5) / (total_BN + eps) * scale
+        angle = coordinate_BN[..., None] / periods
         return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)
 
-    return torch.cat((embed(y_Bhw), embed(x_Bhw)), dim=-1).flatten(1, 2)
+    y, x = embed(valid_h_Bh)[:, :, None], embed(valid_w_Bw)[:, None]
+    y_BhwC = torch.where(valid_w_Bw[:, None, :, None], y[:, :-1], y[:, -1:])
+    x_BhwC = torch.where(valid_h_Bh[:, :, None, None], x[:, :, :-1], x[:, :, -1:])
+    return torch.cat((y_BhwC, x_BhwC), dim=-1).flatten(1, 2)
 
 
 def build_geometry(

@@ -207,26 +207,60 @@ MSSTS_INLINE void locate(const PointTable& table, int coordinates, const float* 
   }
 }
 
-// Copies the values of one frame and head into a slice: rows of `row` floats, a whole number of vectors.
+// A row of a slice is a whole number of vectors of floats, or of pairs: two vectors of BFloats, the first in the upper
+// halves of the words. Pairs are half as many bytes to read, and become floats without a shuffle.
+struct Pair {
+  uint32_t bits;
+};
+
 template <class Storage>
-void pack_slice(const PointTable& table, const Storage* value, int64_t stride, int64_t channels, int64_t row,
-                float* slice) {
+MSSTS_INLINE void pack_row(const Storage* from, int64_t channels, float* to) {
   const int64_t whole = channels / kLanes * kLanes;
-  const int part = static_cast<int>(channels - whole);
+  for (int64_t d = 0; d < whole; d += kLanes) store(to + d, load(from + d));
+  if (whole != channels) store(to + whole, load_part(from + whole, static_cast<int>(channels - whole)));
+}
+
+MSSTS_INLINE void pack_row(const BFloat* from, int64_t channels, Pair* to) {
+  for (int64_t d = 0; d < channels; d += 2 * kLanes, to += kLanes) {
+    const Unsigned upper = __builtin_convertvector(load_as<Short>(from + d), Unsigned);
+    const Unsigned lower = __builtin_convertvector(load_as<Short>(from + d + kLanes), Unsigned);
+    const Unsigned pairs = (upper << 16) | lower;
+    std::memcpy(to, &pairs, sizeof pairs);
+  }
+}
+
+template <int kVectors>
+MSSTS_INLINE void load_row(const float* from, Vec (&x)[kVectors]) {
+  MSSTS_UNROLL
+  for (int k = 0; k < kVectors; ++k) x[k] = load(from + k * kLanes);
+}
+
+template <int kVectors>
+MSSTS_INLINE void load_row(const Pair* from, Vec (&x)[kVectors]) {
+  static_assert(kVectors % 2 == 0, "pairs of vectors");
+  MSSTS_UNROLL
+  for (int k = 0; k < kVectors; k += 2) {
+    const Unsigned pairs = load_as<Unsigned>(from + k / 2 * kLanes);
+    x[k] = (Vec)(pairs & 0xffff0000u);
+    x[k + 1] = (Vec)(pairs << 16);
+  }
+}
+
+// Copies the values of one frame and head into a slice, whose rows have `row` elements.
+template <class Storage, class Slice>
+void pack_slice(const PointTable& table, const Storage* value, int64_t stride, int64_t channels, int64_t row,
+                Slice* slice) {
   for (int64_t l = 0; l < table.levels; ++l) {
     const PaddedLevel& level = table.level[l];
-    float* to = slice + level.begin * row;
+    Slice* to = slice + level.begin * row;
     const auto zeros = [&](int64_t rows) {
-      __builtin_memset(to, 0, static_cast<size_t>(rows * row) * sizeof(float));
+      __builtin_memset(to, 0, static_cast<size_t>(rows * row) * sizeof(Slice));
       to += rows * row;
     };
     const Storage* from = value + level.start * stride;
     zeros(level.line() + 1);
     for (int64_t y = 0; y < level.height; ++y) {
-      for (int64_t x = 0; x < level.width; ++x, from += stride, to += row) {
-        for (int64_t d = 0; d < whole; d += kLanes) store(to + d, load(from + d));
-        if (part != 0) store(to + whole, load_part(from + whole, part));
-      }
+      for (int64_t x = 0; x < level.width; ++x, from += stride, to += row) pack_row(from, channels, to);
       zeros(1);
     }
     zeros(2 * level.line());

@@ -91,6 +91,32 @@ def test_our_ops_norms_and_residual_sums_take_floats(engine, int8):
     assert list(after.functions) == list(before.functions)
 
 
+def test_maximum_pooling_takes_8_bits_and_gives_the_same_values(int8):
+    model = onnx.load(int8 / "model.onnx")
+    eight_bits = dequantized(model)
+    pools = [node for node in model.graph.node if node.op_type == "MaxPool"]
+    assert len(pools) == 1
+    before = eight_bits[pools[0].input[0]]
+    [after] = [node for node in model.graph.node if pools[0].output[0] in node.input]
+    assert after.op_type == "QuantizeLinear"
+    assert list(after.input[1:]) == list(before.input[1:])  # a second rounding to the same steps changes nothing
+
+
+def test_openvino_writes_8_bits_between_the_encoders_products(int8):
+    """Bias, ReLU and quantisation are of the products, without a node of their own."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from mssts.runners.openvino_runner import OpenVinoRunner
+
+    with closing(OpenVinoRunner(int8, threads=1)) as runner:
+        graph = runner._request((1, 2, 64, 96, 3)).get_compiled_model().get_runtime_model()
+    types = {
+        node.get_friendly_name(): node.get_rt_info()["outputPrecisions"].astype(str)
+        for node in graph.get_ops()
+        if "model.encoder.layers.0.linear1/" in node.get_friendly_name() and node.get_type_name() != "Constant"
+    }
+    assert list(types.values()) in (["i8"], ["u8"]), types
+
+
 def test_weights_are_symmetric_and_scaled_per_channel(int8):
     model = onnx.load(int8 / "model.onnx")
     onnx.checker.check_model(model)

@@ -120,7 +120,7 @@ DEFORM_CASES = [
     DeformCase("many queries", Q=150, D=32, M=2),
     DeformCase("many queries, boxes", Q=150, D=32, M=2, R=4, spread=1.0),
     DeformCase("one frame, many queries", N=1, Q=300, M=1, D=16),
-    *[DeformCase(f"D={d}", D=d, Q=9) for d in (1, 5, 16, 20, 32, 64, 72, 128)],
+    *[DeformCase(f"D={d}", D=d, Q=5) for d in (1, 5, 16, 20, 32, 64, 72, 128)],
     *[DeformCase(f"D={d}, many queries", D=d, Q=120, M=2, N=1) for d in (1, 5, 20, 32, 64, 72, 128)],
     *[DeformCase(f"L={n}", shapes=(*PYRAMID, (6, 7))[:n], R=2 + 2 * (n % 2), spread=1.0) for n in (1, 2, 3, 5)],
     *[DeformCase(f"P={p}", P=p, Q=5 + 60 * (p % 2)) for p in (1, 2, 3, 5, 6, 7, 8)],
