@@ -17,7 +17,7 @@ STD = (58.395, 57.12, 57.375)
 
 
 def normalise(frames_BTHWC: Tensor, sizes_B2: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 RGB frames → normalised images [B, T, 3, H, W] in `dtype`, zero where padded."""
+    """uint8 RGB frames → normalised images [B, T, 3, H, W], zero where padded."""
     device = frames_BTHWC.device
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     B, T, H, W, _ = frames_BTHWC.shape

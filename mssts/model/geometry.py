@@ -54,7 +54,10 @@ def sine_position(valid_h_Bh: Tensor, valid_w_Bw: Tensor, periods: Tensor) -> Te
     eps, scale = 1e-6, 2 * math.pi
 
     def embed(valid_BN: Tensor) -> Tensor:
-        """Coordinates along one axis → [B, N + 1, C/2], the last those of tokens whose other axis is padding."""
+        """Embedding of one axis → [B, N + 1, C/2].
+
+        The last is that of tokens whose other axis is padding.
+        """
         coordinate_BN = F.pad(valid_BN.float().cumsum(1), (0, 1))
         total_BN = F.pad(coordinate_BN[:, -2:-1].expand(valid_BN.shape), (0, 1))
         coordinate_BN = (coordinate_BN - 0.5) / (total_BN + eps) * scale

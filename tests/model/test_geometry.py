@@ -30,7 +30,10 @@ def position_by_mask(valid_Bhw: Tensor, channels: int) -> Tensor:
 @pytest.mark.parametrize(("h", "w"), [(7, 9), (1, 5), (1, 1)])
 @pytest.mark.parametrize("part", [1.0, 0.6, 0.0])
 def test_positions_are_those_of_the_mask_in_the_padding_too(h, w, part):
-    """To the bit: in the padding angles are in the millions, where another rounding gives another sine."""
+    """To the bit.
+
+    In the padding angles are in the millions, where another rounding gives another sine.
+    """
     rows = torch.arange(h)[None] < torch.tensor([[h], [math.ceil(h * part)]])
     columns = torch.arange(w)[None] < torch.tensor([[w], [math.ceil(w * part)]])
     expected = position_by_mask(rows[:, :, None] & columns[:, None], 16)
