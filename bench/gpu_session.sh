@@ -33,6 +33,7 @@ for part in "$@"; do
   case "$part" in kernels | counters | engines) ;; *) fail "no part $part; expected kernels, counters or engines" ;; esac
 done
 python=$(command -v "${PYTHON:-python3}") || fail "no ${PYTHON:-python3} on PATH; set PYTHON"
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") || exit 2
 command -v nvidia-smi >/dev/null || fail "no nvidia-smi, so no NVIDIA driver: run this on a machine with an NVIDIA GPU"
 gpu=$(nvidia-smi --query-gpu=name,compute_cap,driver_version,clocks.sm,clocks.max.sm --format=csv,noheader 2>/dev/null | head -1)
 case "$gpu" in *,*) ;; *) fail "nvidia-smi finds no GPU: $(nvidia-smi 2>&1 | head -1)" ;; esac
@@ -45,8 +46,10 @@ device=cuda
 
 work=$(mktemp -d) || exit 2
 clocks=
+stock_pid=
 stop() {
   [ -n "$clocks" ] && kill "$clocks" 2>/dev/null
+  [ -n "$stock_pid" ] && kill "$stock_pid" 2>/dev/null
   rm -rf "$work"
 }
 trap stop EXIT
@@ -54,6 +57,8 @@ if [ -z "${MSSTS_COMMIT:-}" ]; then
   MSSTS_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
 fi
 export MSSTS_COMMIT PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PATH="$PATH:/usr/local/cuda/bin"
+# Ninja and CMake of an environment lie beside its interpreter, on no PATH unless it was activated.
+PATH="$PATH:$(dirname "$python")"
 export PYTHONPATH="$root:$root/tests${PYTHONPATH:+:$PYTHONPATH}"
 if ! "$python" -c 'import tqdm' 2>/dev/null; then
   # The benchmark shows its progress by it, and by nothing else.
@@ -77,6 +82,12 @@ safe_open = None' >"$work/safetensors/__init__.py"
   export PYTHONPATH="$PYTHONPATH:$work"
 fi
 
+# What the figures of a file are of.
+whence() {
+  echo "$gpu; commit $MSSTS_COMMIT"
+  sha256sum "${MSSTS_LIBRARIES:-$root/mssts/lib}"/*.so 2>/dev/null
+}
+
 # step NAME SECONDS LOG COMMAND…: runs it for at most so long, and no longer than what is left. Its outcome is kept.
 step() {
   local name=$1 limit=$2 to=$3 began=$SECONDS code=0
@@ -90,6 +101,7 @@ step() {
     echo "$name: LEFT OUT, no time was left" | tee -a "$steps"
     return 1
   fi
+  [ -s "$to" ] || whence >"$to"
   echo "== $name (at most $limit s): $*" >>"$to"
   timeout -k 5 "$limit" "$@" >>"$to" 2>&1 || code=$?
   local outcome="done"
@@ -121,7 +133,6 @@ have_kernels() {
 }
 
 # The other implementation of the op, built beside the tests of ours.
-stock_pid=
 start_stock() {
   [ -n "${STOCK:-}" ] || return 0
   mkdir -p "$work/stock"
@@ -152,10 +163,10 @@ fi
 
 run_kernels() {
   start_stock
-  # Correct before fast. Two tests of the suite need what a bare machine has not: ONNX Runtime for CUDA, and an
-  # installed package.
+  # Correct before fast. The GPU tests of the other folders need what a bare machine has not: ONNX Runtime for CUDA,
+  # TensorRT, an installed package.
   step tests 150 "$out/tests.log" "$python" -m pytest -m gpu --require-gpu --continue-on-collection-errors \
-    -p no:cacheprovider tests/plugins/test_cuda_kernels.py tests/ops
+    -p no:cacheprovider tests/plugins/test_cuda_kernels.py tests/plugins/test_cuda_encoder.py tests/ops
   # Masks that the GPU encodes, to the byte those of the processor.
   step masks 40 "$out/tests.log" "$python" -m pytest -m gpu --require-gpu -p no:cacheprovider \
     tests/plugins/test_mask_rle.py
@@ -187,8 +198,8 @@ profile() { # NAME KERNEL WORKLOAD IMPLEMENTATION DIRECTION
 }
 
 run_counters() {
-  start_stock
   if command -v ncu >/dev/null; then
+    start_stock
     profile ncu_forward deform_forward_tensor $encoder mssts_c forward
     profile ncu_backward deform_backward $encoder mssts backward
     profile ncu_temporal temporal_attn_forward $temporal mssts_c forward
@@ -201,12 +212,12 @@ run_counters() {
   fi
   # With PyTorch's own allocator a tool sees one large block, and no access beyond a tensor. Few, small calls: each tool
   # starts PyTorch once and is slow.
-  local tool chosen="any_order or any_address or without_tensor_cores"
+  local tool chosen="any_order or any_address or without_tensor_cores or (an_encoder and float16)"
   if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck initcheck; do
       PYTORCH_NO_CUDA_MEMORY_CACHING=1 step $tool 75 "$out/$tool.log" compute-sanitizer --tool $tool \
         --error-exitcode 9 "$python" -m pytest -m gpu --require-gpu -p no:cacheprovider \
-        tests/plugins/test_cuda_kernels.py -k "$chosen"
+        tests/plugins/test_cuda_kernels.py tests/plugins/test_cuda_encoder.py -k "$chosen"
     done
   else
     echo "memcheck, racecheck, synccheck, initcheck: LEFT OUT, no compute-sanitizer" | tee -a "$steps"
@@ -243,7 +254,7 @@ for part in "$@"; do
     -lms 500 >"$out/clocks.csv" 2>/dev/null &
   clocks=$!
   if have_kernels; then
-    sha256sum "${MSSTS_LIBRARIES:-$root/mssts/lib}"/*.so >>"$log" 2>&1
+    whence >>"$log"
     "run_$part"
   else
     echo "kernels for this GPU: FAILED, there are none and none could be built; see session.log" | tee -a "$steps"
@@ -251,7 +262,10 @@ for part in "$@"; do
   kill "$clocks" 2>/dev/null
   wait "$clocks" 2>/dev/null
   clocks=
-  "$python" "$root/bench/gpu_summary.py" "$out" "$steps" 2>&1 | tee "$out/summary.txt"
+  {
+    echo "$gpu; commit $MSSTS_COMMIT"
+    "$python" "$root/bench/gpu_summary.py" "$out" "$steps" 2>&1
+  } | tee "$out/summary.txt"
   grep -qsE 'FAILED|STOPPED' "$steps" && bad=1
 done
 exit $bad

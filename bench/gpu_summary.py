@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_TESTS = re.compile(r"\d+ (?:passed|failed|error|skipped)|^FAILED |^ERROR |(?:ERROR|RACECHECK) SUMMARY")
+_TESTS = re.compile(r"\d+ (?:passed|failed|error|skipped)|^FAILED |^ERROR |(?:ERROR|RACECHECK) SUMMARY|^==ERROR==")
 _MOST_LINES = 40
 
 
 def lines(folder: Path, steps: Path) -> Iterator[str]:
     """What happened, what the logs say, and the figures."""
     yield from (steps.read_text().splitlines() if steps.exists() else ["no step was run"])
-    for path in sorted(folder.glob("*.log")):
+    for path in sorted([*folder.glob("*.log"), *folder.glob("ncu.txt")]):
         found = [line.strip("= \n") for line in path.read_text(errors="replace").splitlines() if _TESTS.search(line)]
         yield from (f"{path.name}: {line[:150]}" for line in found[:_MOST_LINES])
     yield from _clocks(folder / "clocks.csv")

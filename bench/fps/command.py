@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mssts.bench.annotations import read_annotations
 from mssts.bench.arguments import check_outputs, check_positive, frame_size
 from mssts.bench.records import RecordFile
-from mssts.errors import MsstsError
+from mssts.errors import MsstsError, first_line
 from mssts.machine import cpu_count
 from mssts.manifest import FixedShape
 from mssts.provenance import libraries
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     measured = measure(candidates, setting, arguments.repeats, not arguments.no_memory, write)
     write(measured)  # before anything else can fail
     measured = with_floors(measured, checkpoints, setting)
-    _add_scopes(measured, candidates, setting, arguments, scopes)
+    _add_scopes(measured, candidates, setting, arguments, scopes, write)
     measured["published"] = [asdict(figure) for figure in PUBLISHED]
     measured["scopes"] = {scope: SCOPES[scope] for scope in scopes}
     report = write(measured)
@@ -143,8 +143,12 @@ def _add_scopes(
     setting: Setting,
     arguments: argparse.Namespace,
     scopes: Sequence[str],
+    so_far: Callable[[dict[str, Any]], object],
 ) -> None:
-    """Adds AP to the rows if there are data, and rows of the scopes beyond the model."""
+    """Adds AP to the rows if there are data, and rows of the scopes beyond the model.
+
+    `so_far` gets what is known after each engine.
+    """
     from mssts.bench.fps.scopes import average_precision, measure_scope
 
     by_name = {(c.runner, c.variant, c.precision): c for c in candidates}
@@ -154,14 +158,16 @@ def _add_scopes(
         for row, candidate in zip(alone, ran, strict=True):
             try:
                 row["ap"] = average_precision(candidate, str(arguments.data), setting.threads)
-            except MsstsError as error:
+            except Exception as error:  # whatever an engine does, the others are still measured
                 row["ap"] = None
-                print(f"no AP of {candidate}: {error}")
+                print(f"no AP of {candidate}: {first_line(error)}")
+            so_far(measured)
     for scope in scopes:
         if scope != "model":
-            rows, absent = measure_scope(scope, ran, setting, arguments.repeats)
-            measured["rows"] += rows
-            measured["not_measured"] += absent
+            for rows, absent in measure_scope(scope, ran, setting, arguments.repeats):
+                measured["rows"] += rows
+                measured["not_measured"] += absent
+                so_far(measured)
 
 
 def print_fps(report: dict[str, Any]) -> None:

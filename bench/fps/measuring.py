@@ -89,7 +89,8 @@ class _Turn:
             seconds: dict[Candidate, list[float]] = {candidate: [] for candidate in self._engines}
             for _ in tqdm(range(repeats), desc="rounds", unit="round", disable=None, leave=False):
                 for candidate in list(self._engines):
-                    time.sleep(_SETTLE)
+                    if len(candidates) > 1:
+                        time.sleep(_SETTLE)
                     self._attempt(candidate, self._infer)  # its code and weights are in the caches again
                     if candidate in self._engines:
                         start = time.perf_counter()

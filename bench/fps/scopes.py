@@ -16,7 +16,7 @@ from mssts.bench.fps.engines import MEASURED, Candidate, Setting
 from mssts.bench.fps.in_flight import segmenter_flow
 from mssts.bench.fps.measuring import entry_of
 from mssts.bench.fps.times import summary
-from mssts.errors import MsstsError
+from mssts.errors import MsstsError, first_line
 from mssts.segmenters.base import Segmenter
 
 SCOPES = {
@@ -28,8 +28,8 @@ SCOPES = {
 
 def measure_scope(
     scope: str, candidates: Sequence[Candidate], setting: Setting, repeats: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of one scope, and the engines that have none, with the reason.
+) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Rows of one scope, engine by engine, or the reason why one has none.
 
     An engine has two: one clip at a time, and as many in flight as `segment_many` takes.
 
@@ -41,7 +41,6 @@ def measure_scope(
     """
     frames_BTHWC, _ = setting.clip()
     jpegs = [cv2.imencode(".jpg", frame[..., ::-1])[1].tobytes() for frame in frames_BTHWC[0]]
-    rows, absent = [], []
     for candidate in tqdm(candidates, desc=scope, unit="engine", disable=None):
         try:
             with _segmenter(scope, candidate, setting.threads) as segmenter:
@@ -54,16 +53,20 @@ def measure_scope(
                 flow = segmenter_flow(segmenter, jpegs, repeats)
                 described = segmenter.describe()
         except MsstsError as error:
-            absent.append({**entry_of(candidate, str(error)), "scope": scope})
+            yield [], [{**entry_of(candidate, str(error)), "scope": scope}]
             continue
-        for figures in ({"in_flight": 1, **summary(seconds, setting.frames)}, flow.row(setting.frames)):
-            rows.append(
-                {
-                    "runner": candidate.runner, "variant": candidate.variant, "precision": candidate.precision,
-                    "scope": scope, **figures, "peak_memory_mb": None, "threads": setting.threads, "engine": described,
-                }
-            )  # fmt: skip
-    return rows, absent
+        except Exception as error:  # whatever an engine does, the others are still measured
+            reason = f"fails: {type(error).__name__}: {first_line(error)}"
+            yield [], [{**entry_of(candidate, reason, failed=True), "scope": scope}]
+            continue
+        rows = [
+            {
+                "runner": candidate.runner, "variant": candidate.variant, "precision": candidate.precision,
+                "scope": scope, **figures, "peak_memory_mb": None, "threads": setting.threads, "engine": described,
+            }
+            for figures in ({"in_flight": 1, **summary(seconds, setting.frames)}, flow.row(setting.frames))
+        ]  # fmt: skip
+        yield rows, []
 
 
 def average_precision(candidate: Candidate, data: str, threads: int) -> float:

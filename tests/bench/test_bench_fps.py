@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from support.clips import clip
 
 from mssts.bench import rates
 from mssts.bench.fps import engines as fps_engines
-from mssts.bench.fps import measuring
+from mssts.bench.fps import measuring, scopes
 from mssts.bench.fps.command import print_fps
 from mssts.bench.fps.engines import Candidate, Setting, saved_random_checkpoint
 from mssts.bench.fps.in_flight import counted
@@ -127,6 +128,25 @@ def test_a_clip_from_jpeg_to_run_lengths_and_ap_are_of_the_same_engine(tmp_path,
     reasons = {(entry["runner"], entry["scope"]): entry["reason"] for entry in report["not_measured"]}
     assert "a server takes an exported engine" in reasons["pytorch", "served"]
     assert ("released", "pipeline") in reasons
+
+
+def test_a_scope_that_fails_is_an_entry_and_what_is_known_is_in_the_file_by_then(monkeypatch, tmp_path, checkpoint):
+    right, out, known = scopes._segmenter, tmp_path / "fps.json", []
+
+    def segmenter(scope, candidate, threads):
+        if scope == "pipeline":
+            return right(scope, candidate, threads)
+        known.extend(row["scope"] for row in json.loads(out.read_text())["rows"])
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(scopes, "_segmenter", segmenter)
+    monkeypatch.setattr(measuring, "around_the_engine", lambda *_: {"preprocess": 1.0, "postprocess": 1.0})
+    arguments = ["--checkpoint", str(checkpoint), "--runners", "pytorch", "--no-memory", "--size", "64x64"]
+    arguments += ["--frames", "1", "--repeats", "1", "--scopes", "model,pipeline,served", "--out", str(out)]
+    assert main(["bench", "fps", *arguments]) == 1
+    assert known == ["model", "pipeline", "pipeline"]
+    (entry,) = json.loads(out.read_text())["not_measured"]
+    assert entry["failed"] and entry["reason"] == "fails: OutOfMemoryError: CUDA out of memory."
 
 
 def test_a_package_that_is_not_installed_is_said_before_anything_is_exported(monkeypatch, tmp_path, capsys, checkpoint):
@@ -245,14 +265,15 @@ def test_an_engine_that_fails_is_an_entry_and_the_others_go_on(monkeypatch, chec
         Candidate(name, "trained", "fp32", str(checkpoint))
         for name in ("pytorch-cuda", "pytorch-compiled-cuda", "tensorrt")
     ]
-    written = []
+    written, slept = [], []
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=time.perf_counter, sleep=slept.append))
     setting = Setting(SIZE, FRAMES, 1, 1)
     report = measure(candidates, setting, 3, False, lambda so_far: written.append(len(so_far["rows"])))
     assert [row["runner"] for row in report["rows"]] == ["pytorch-compiled-cuda", "tensorrt"]
     (failed,) = report["not_measured"]
     assert failed["failed"] and not failed["refused"]
     assert failed["reason"] == "fails: OutOfMemoryError: CUDA out of memory."
-    assert written == [0, 1, 2]
+    assert written == [0, 1, 2] and slept == []  # no other engine is to be waited for
     print_fps({**report, "preset": "tiny"})
     printed = capsys.readouterr().out
     assert "pytorch-cuda     trained   fp32      FAILED: fails: OutOfMemoryError" in printed

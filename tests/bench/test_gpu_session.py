@@ -79,11 +79,69 @@ def test_a_failing_step_stops_nothing_and_files_say_whence_they_are(session, tmp
     for report in (kernels, fps):
         assert set(report["libraries"]) <= {"cpu", "cuda", "onnxruntime", "openvino", "tensorrt"}
         assert all(len(digest) == 64 for digest in report["libraries"].values())
+    for path in out.rglob("*.*"):
+        if path.suffix in (".log", ".txt"):
+            assert "commit abc123" in path.read_text(), path
+        if path.suffix == ".log" or path.name == "ncu.txt":
+            assert "libmssts_" in path.read_text() or not list((ROOT / "mssts" / "lib").glob("*.so")), path
     profiled = (out / "counters" / "ncu.txt").read_text()
     for counter in ("l1tex__data_pipe_lsu_wavefronts_mem_lg.sum", "lts__t_sectors_op_red.sum", "regex:deform_forward"):
         assert counter in profiled
     assert (out / "counters" / "memcheck.log").read_text().strip().endswith("| 1")
     assert "racecheck.log: RACECHECK SUMMARY: 1 hazard displayed" in (out / "counters" / "summary.txt").read_text()
+
+
+def test_every_test_of_the_kernels_is_run_on_the_gpu():
+    """A file of them that is not named in the script would be left out in silence."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    files = {
+        path.name for path in (ROOT / "tests" / "plugins").glob("test_*.py") if ": Backend" in path.read_text("utf-8")
+    }
+    assert "test_cuda_encoder.py" in files
+    assert {name for name in files if f"tests/plugins/{name}" not in text} == set()
+
+
+BARE = """
+import sys
+sys.path[:0] = [f"tests/{folder}" for folder in ("", "plugins", "ops")]
+absent = ("av", "scipy", "tritonclient", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "onnxscript")
+of_masks = ("pycocotools", "rlemasklib")
+sys.modules.update(dict.fromkeys((*absent, *of_masks)))
+import conftest, test_cuda_encoder, test_cuda_kernels, test_torch_model, mssts.bench.kernels.rounds
+for name in of_masks:
+    del sys.modules[name]
+import test_mask_rle, mssts.bench.fps.command, mssts.bench.fps.measuring
+"""
+
+
+def test_what_a_bare_machine_has_is_enough():
+    """It has PyTorch, onnx and pytest.
+
+    For masks and engines there are pycocotools and rlemasklib too.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", BARE], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_tools_of_an_environment_that_is_not_active_are_found(session, tmp_path):
+    """Ninja, which builds the stock extension, is one.
+
+    The interpreter may be named by a relative path.
+    """
+    environment = tmp_path / "environment" / "bin"
+    environment.mkdir(parents=True)
+    for name, text in (("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n'), ("ncu", TOOL)):
+        (environment / name).write_text(text)
+        (environment / name).chmod(0o755)
+    smi = tmp_path / "tools" / "nvidia-smi"
+    (tmp_path / "driver").mkdir()
+    smi.rename(tmp_path / "driver" / "nvidia-smi")
+    python = os.path.relpath(environment / "python")
+    done = session(tmp_path / "out", "counters", path=tmp_path / "driver", PYTHON=python, STEPS="ncu_forward")
+    assert done.returncode == 0 and "ncu_forward: done" in done.stdout, done.stdout + done.stderr
 
 
 STEPS = {
@@ -117,7 +175,10 @@ def test_the_summary_takes_what_is_there(tmp_path):
     (tmp_path / "tests.log").write_text("...\n===== 3 failed, 40 passed in 12.1s =====\n")
     steps = tmp_path / "steps"
     steps.write_text("tests: FAILED with 1 after 13 s\n")
+    reason = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters"
+    (tmp_path / "ncu.txt").write_text(f"== ncu_forward (at most 40 s): ncu\n{reason}\n")
     text = "\n".join(gpu_summary.lines(tmp_path, steps))
+    assert "ncu.txt: ERROR== ERR_NVGPUCTRPERM" in text
     assert "tests: FAILED" in text and "3 failed, 40 passed" in text and "broken.json: not whole" in text
     assert "no step was run" in "\n".join(gpu_summary.lines(tmp_path, tmp_path / "absent"))
 

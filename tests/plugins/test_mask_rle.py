@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 from support.cuda_backends import Backend, Memory
-from support.plan import write_plan
-from support.tensorrt_stand_in import Machine
 
 from mssts import kernels
 from mssts.errors import MsstsError
@@ -218,13 +216,22 @@ def test_tensors_of_pytorch_are_encoded_where_they_are(kernel: Backend) -> None:
     assert torch_logits(tensor, 0).encode(0, range(2), valid, size, CELL) == encode_masks(logits_KThw, valid, size)
 
 
+def stand_ins(monkeypatch: pytest.MonkeyPatch, folder: Path, cuda: str) -> tuple[Any, Path]:
+    """A machine with TensorRT and CUDA that are none, and a plan for it."""
+    # Not at the top: they need packages that a bare machine with a GPU does not have for the other tests.
+    from support.plan import write_plan
+    from support.tensorrt_stand_in import Machine
+
+    return Machine().install(monkeypatch, cuda=cuda), write_plan(folder)
+
+
 @pytest.mark.parametrize("cuda", ["cuda-python", "pycuda"])
 def test_a_plan_leaves_its_logits_on_the_gpu(
     cuda: str, emulation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT and CUDA are stand-ins, and the encoding is real."""
-    machine = Machine().install(monkeypatch, cuda=cuda)
-    runner = TensorRtRunner(write_plan(tmp_path))
+    machine, plan = stand_ins(monkeypatch, tmp_path, cuda)
+    runner = TensorRtRunner(plan)
     use(ctypes.CDLL(str(emulation / "libmssts_cuda_emulated.so")), monkeypatch)
     frames, sizes_B2 = np.zeros((1, 2, 64, 96, 3), np.uint8), np.array([[64, 96]], np.int32)
     expected = to_instances(runner.infer(frames, sizes_B2), sizes_B2, (33, 77))
@@ -247,8 +254,7 @@ def test_a_plan_leaves_its_logits_on_the_gpu(
 def test_without_the_library_masks_are_encoded_on_the_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Machine().install(monkeypatch)
-    runner = TensorRtRunner(write_plan(tmp_path))
+    runner = TensorRtRunner(stand_ins(monkeypatch, tmp_path, "cuda-python")[1])
     monkeypatch.setattr(kernels, "library", lambda name: SimpleNamespace(reason="no GPU"))
     with runner.inference(np.zeros((1, 2, 64, 96, 3), np.uint8), np.array([[64, 96]], np.int32)) as output:
         assert isinstance(output, EngineOutput)
