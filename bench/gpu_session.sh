@@ -157,7 +157,7 @@ encoder=encoder_r50_360x640_t5
 temporal=temporal_inter_r50_360x640_t5
 few=(--repeats 20)
 if [ -n "$dry" ]; then
-  encoder=decoder_tiny_112x256_t6 temporal=temporal_inter_tiny_112x256_t6
+  encoder=decoder_tiny_144x256_t6 temporal=temporal_inter_tiny_144x256_t6
   few=(--repeats 1 --impl mssts copy)
 fi
 

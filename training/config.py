@@ -109,7 +109,7 @@ _RECIPES = {
         clip_frames=3,
         sampling=Window(),
         every_frame=False,
-        transform=ClipTransform((80, 96, 112), 256, crop=0.3, crop_size=RelativeCrop(0.6), jitter=0.2),
+        transform=ClipTransform((112, 128, 144), 256, crop=0.3, crop_size=RelativeCrop(0.6), jitter=0.2),
         learning_rate=5e-4,
         backbone_factor=1.0,
         frozen=(),

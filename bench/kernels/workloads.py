@@ -254,7 +254,7 @@ def _levels(height: int, width: int) -> Shapes:
 
 
 def _all() -> list[Workload]:
-    small, large, tiny = _levels(360, 640), _levels(720, 1280), _levels(112, 256)
+    small, large, tiny = _levels(360, 640), _levels(720, 1280), _levels(144, 256)
     tokens_small, tokens_large, tokens_tiny = (sum(h * w for h, w in shapes) for shapes in (small, large, tiny))
     return [
         DeformWorkload("encoder_r50_360x640_t5", 5, small),
@@ -264,15 +264,15 @@ def _all() -> list[Workload]:
         DeformWorkload("encoder_r50_360x640_t1", 1, small),
         DeformWorkload("decoder_r50_360x640_t1", 1, small, queries=300),
         DeformWorkload("encoder_r50_720p_t5", 5, large),
-        DeformWorkload("encoder_tiny_112x256_t6", 6, tiny, heads=4),
-        DeformWorkload("decoder_tiny_112x256_t6", 6, tiny, queries=20, heads=4),
+        DeformWorkload("encoder_tiny_144x256_t6", 6, tiny, heads=4),
+        DeformWorkload("decoder_tiny_144x256_t6", 6, tiny, queries=20, heads=4),
         TemporalWorkload("temporal_intra_r50_360x640_t5", "intra", 5, tokens_small),
         TemporalWorkload("temporal_inter_r50_360x640_t5", "inter", 5, tokens_small),
         TemporalWorkload("temporal_intra_r50_720p_t5", "intra", 5, tokens_large),
         TemporalWorkload("temporal_inter_r50_720p_t5", "inter", 5, tokens_large),
         TemporalWorkload("temporal_decoder_r50_t5", "decoder", 5, 300, heads=8, channels=32),
-        TemporalWorkload("temporal_intra_tiny_112x256_t6", "intra", 6, tokens_tiny, heads=2),
-        TemporalWorkload("temporal_inter_tiny_112x256_t6", "inter", 6, tokens_tiny, heads=2),
+        TemporalWorkload("temporal_intra_tiny_144x256_t6", "intra", 6, tokens_tiny, heads=2),
+        TemporalWorkload("temporal_inter_tiny_144x256_t6", "inter", 6, tokens_tiny, heads=2),
     ]
 
 

@@ -125,7 +125,7 @@ def tiny() -> Preset:
         temporal_width=128,
         switches=Switches(discriminator=False),  # which costs a third of a training's time and is not seen to help
     )
-    return Preset("tiny", model, InputRule(112, 256), clip_frames=6, clip_overlap=3, top_k=10)
+    return Preset("tiny", model, InputRule(144, 256), clip_frames=6, clip_overlap=3, top_k=10)
 
 
 def mini() -> Preset:

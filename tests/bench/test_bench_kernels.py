@@ -18,9 +18,9 @@ from mssts.bench.kernels.memory import peak_extra_memory
 from mssts.cli import main
 from mssts.model.config import preset
 
-TINY = "encoder_tiny_112x256_t6"
-TINY_DECODER = "decoder_tiny_112x256_t6"
-TINY_TEMPORAL = "temporal_inter_tiny_112x256_t6"
+TINY = "encoder_tiny_144x256_t6"
+TINY_DECODER = "decoder_tiny_144x256_t6"
+TINY_TEMPORAL = "temporal_inter_tiny_144x256_t6"
 REQUIRED = {
     "workload", "impl", "device", "dtype", "direction", "threads", "ms_median", "ms_p5", "ms_p95", "bytes", "flops",
     "gb_per_s", "fraction_of_bandwidth", "times_of_one_read_and_write", "max_error", "peak_extra_memory_mb",
