@@ -32,7 +32,7 @@ class EncoderLayer(nn.Module):
         query = tokens_BTSC + position_BSC[:, None]
         reference = geometry.reference_BSL2[:, None]
         # Frames are joined into one dimension wherever time does not matter: OpenVINO (2026.4) fuses the bias, ReLU and
-        # quantisation into an 8-bit product of at most three dimensions, and makes passes over memory of them else.
+        # quantisation into an 8-bit product of at most three dimensions, and makes separate passes of them otherwise.
         attended = self.output_proj(self.deformable(query, reference, tokens_BTSC, geometry).flatten(0, 1))
         if self.split is not None:
             split = self.split(query if self.split.sees_position else tokens_BTSC, geometry)
