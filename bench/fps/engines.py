@@ -63,7 +63,7 @@ MEASURED = {
     "pytorch-compiled-cuda": Measured("pytorch-compiled", _ON_GPU, "cuda"),
     "onnxruntime-cuda": Measured("onnxruntime-cuda", ("fp32", "fp16"), "cuda"),
     "tensorrt": Measured("tensorrt", ("fp32", "fp16", "bf16"), "cuda"),
-    "tensorrt-rtx": Measured("tensorrt", ("fp32", "fp16", "bf16"), "cuda", "tensorrt_rtx"),
+    "tensorrt-rtx": Measured("tensorrt", ("fp32", "fp16", "bf16"), "cuda", "tensorrt_rtx_bindings"),
 }
 
 
@@ -186,7 +186,11 @@ def _mssts(*words: str) -> None:
         raise MsstsError(f"`mssts {' '.join(words)}` failed: {lines[-1]}")
 
 
-_PACKAGES = {"tensorrt": "mssts[gpu]", "tensorrt_rtx": "tensorrt-rtx-cu13"}  # where it is not the module's name
+# Where it is not the module's name. The package tensorrt-rtx-cu13 brings these bindings too.
+_PACKAGES = {
+    "tensorrt": "mssts[gpu]",
+    "tensorrt_rtx_bindings": "tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs",
+}
 
 
 def why_not_installed(runner: str) -> str:
