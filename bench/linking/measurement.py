@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
+from mssts.categories import map_by_name
 from mssts.data.moving_shapes import MovingShapesConfig, write_dataset
 from mssts.evaluation import evaluate, evaluate_tracking
 from mssts.evaluation.tracks import read_ground_truth
@@ -77,15 +78,16 @@ def measure_linking(data: SetWindows, frames: int) -> list[dict[str, Any]]:
         best: list[dict[str, Any]] = []
         categories = read_ground_truth(data.truth, "truth").categories
         for video in data.videos:
+            by_label = map_by_name(video.windows[0][2].categories, categories, "MovingShapes").by_label
             linker = _linker(name, data, video)
             for start, length, found, colours_ND in video.windows:
                 linker.add(start, length, found, without_hues(colours_ND) if name in GREY else colours_ND)
             tracks = linker.tracks()
             size = video.windows[0][2].size
-            entries += submission_entries(video.video_id, size, tracks, categories)[:_MAX_ENTRIES]
+            entries += submission_entries(video.video_id, size, tracks, by_label)[:_MAX_ENTRIES]
             # Identities are counted under the one class that is drawn.
             drawn = [replace(track, class_scores={track.label: track.score}, certainty=1) for track in tracks]
-            best += submission_entries(video.video_id, size, drawn, categories)
+            best += submission_entries(video.video_id, size, drawn, by_label)
         metrics, tracking = evaluate(data.truth, entries), evaluate_tracking(data.truth, best)
         precision = {"ap": metrics.ap, "ap50": metrics.ap50, "ap75": metrics.ap75}
         rows.append({"frames": frames, "videos": len(data.videos), "linking": name, **precision, **tracking.to_json()})

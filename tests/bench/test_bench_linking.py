@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from mssts.cli import main
 from mssts.data.moving_shapes import CATEGORIES, MovingShapesConfig, render_video, write_dataset
 from mssts.data.youtube_vis import read_youtube_vis
 from mssts.files import read_json
+from mssts.manifest import Category
 from mssts.media.video import Frame
 from mssts.prediction.appearance import colour_histograms, without_hues
 from mssts.prediction.windowing import windows
@@ -62,6 +64,24 @@ def test_the_oracle_links_perfect_windows_perfectly_and_the_default_as_well(perf
     assert rows["no re-entry"]["hota"] <= rows["default"]["hota"]
 
 
+def test_classes_are_matched_by_name(perfect: SetWindows) -> None:
+    """An engine of other classes, in another order."""
+    classes = (Category(1, "heart"), *(Category(label, known.name) for label, known in enumerate(CATEGORIES[::-1], 2)))
+    shown = [
+        replace(
+            video, windows=tuple((*place, _in_classes(found, classes), hues) for *place, found, hues in video.windows)
+        )
+        for video in perfect.videos
+    ]
+    (oracle, *_) = measure_linking(replace(perfect, videos=tuple(shown)), FRAMES)
+    assert (oracle["ap"], oracle["hota"]) == (1, 1)
+
+
+def _in_classes(found: Instances, classes: tuple[Category, ...]) -> Instances:
+    labels = [[known.name for known in classes].index(name) for name in found.names]
+    return replace(found, labels=np.array(labels, np.int32), categories=classes)
+
+
 def test_the_colours_of_grey_pictures_are_known_without_them(perfect: SetWindows) -> None:
     (_, length, found, colours_ND), *_ = perfect.videos[0].windows
     shades = np.linspace(0, 255, found.size[1]).astype(np.uint8)
@@ -83,12 +103,13 @@ def test_sets_are_pooled_without_mixing_their_videos(perfect: SetWindows) -> Non
 def test_what_the_engine_found_is_kept_and_used_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from support.toy_engine import write_toy_engine
+    import support.toy_engine as toy
 
     import mssts.bench.linking.measurement as measurement
 
+    monkeypatch.setattr(toy, "CATEGORIES", CATEGORIES[:3])
     monkeypatch.setattr(measurement, "VARIANTS", {"default": measurement.VARIANTS["default"]})
-    engine = write_toy_engine(tmp_path / "engine").parent
+    engine = toy.write_toy_engine(tmp_path / "engine").parent
     arguments = ["bench", "linking", "--model", str(engine), "--sets", "5:1x8", "--cache", str(tmp_path / "cache")]
     assert main([*arguments, "--out", str(tmp_path / "first.json")]) == 0
     monkeypatch.setattr(measurement, "_segmented", None)  # would fail if it were called again
@@ -98,6 +119,19 @@ def test_what_the_engine_found_is_kept_and_used_again(
     assert [row["linking"] for row in first["rows"]] == ["oracle", "default", "greedy assignment"]
     assert {"machine", "versions", "commit", "engine", "sets", "options"} <= set(first)
     assert "HOTA" in capsys.readouterr().out
+
+
+def test_an_engine_of_other_classes_is_refused_before_it_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import support.toy_engine as toy
+
+    import mssts.bench.linking.measurement as measurement
+
+    monkeypatch.setattr(measurement, "_segmented", None)
+    engine = toy.write_toy_engine(tmp_path / "engine").parent
+    assert main(["bench", "linking", "--model", str(engine), "--sets", "5:1x8"]) == 2
+    assert "is a class of the engine (red, green, blue)" in capsys.readouterr().err
 
 
 def test_a_set_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
