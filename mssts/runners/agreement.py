@@ -53,9 +53,18 @@ class Agreement:
     rows: np.ndarray
 
     @classmethod
-    def of(cls, reference: EngineOutput, found: EngineOutput) -> Agreement:
-        """With the instances that are clearly the same in pairs."""
-        return cls(reference, found, match(reference, found))
+    def of(cls, reference: EngineOutput, found: EngineOutput, precision: str | None = None) -> Agreement:
+        """With the instances that are clearly the same in pairs.
+
+        Where a precision is given, an instance whose score that precision may carry below the K-th is in a pair only if
+        its partner is within the precision's bounds: it may have dropped out for another one that is near by chance.
+        """
+        limits: float | np.ndarray = SAME_INSTANCE
+        if precision is not None and reference.scores.size:
+            bounds = _BOUNDS[precision]
+            above_last_BK = reference.scores - reference.scores.min(axis=1, keepdims=True)
+            limits = np.where(above_last_BK < bounds["scores"], bounds["boxes"], SAME_INSTANCE)
+        return cls(reference, found, match(reference, found, limits))
 
     @property
     def pairs(self) -> int:

@@ -82,3 +82,17 @@ def test_a_precision_has_its_bounds(precision, bound):
     for factor, refused in ((0.9, False), (1.1, True)):
         moved = replace(reference, boxes=reference.boxes + np.float32(factor * bound))
         assert bool(out_of_bounds(Agreement.of(reference, moved).summary(), precision)) is refused
+
+
+def test_an_instance_that_rounding_replaced_is_no_difference():
+    """The K-th is another query's, near by chance; its score is within the precision's rounding."""
+    reference = answer()
+    scores = reference.scores.copy()
+    scores[0] = 0.9, 0.8, 0.52, 0.5
+    reference = replace(reference, scores=scores)
+    for row, refused in ((3, False), (2, False), (1, True)):
+        boxes = reference.boxes.copy()
+        boxes[0, row] += np.float32(0.097)
+        agreement = Agreement.of(reference, replace(reference, boxes=boxes), "bf16")
+        assert agreement.compared == (1 if refused else 0.75)
+        assert bool(out_of_bounds(agreement.summary(), "bf16")) is refused
