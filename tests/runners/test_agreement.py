@@ -85,7 +85,7 @@ def test_a_precision_has_its_bounds(precision, bound):
 
 
 def test_an_instance_that_rounding_replaced_is_no_difference():
-    """The K-th is another query's, near by chance; its score is within the precision's rounding."""
+    """The K-th is another query's, near by chance, at a score within the rounding."""
     reference = answer()
     scores = reference.scores.copy()
     scores[0] = 0.9, 0.8, 0.52, 0.5
