@@ -123,7 +123,7 @@ class _Turn:
         answer = runner.infer(*self._clip)
         if candidate.variant not in self._references:
             self._references[candidate.variant] = _reference(candidate, *self._clip)
-        difference = Agreement.of(self._references[candidate.variant], answer, candidate.precision).summary()
+        difference = Agreement.of(self._references[candidate.variant], answer, precision=candidate.precision).summary()
         wrong = out_of_bounds(difference, candidate.precision)
         if wrong:
             self._drop(candidate)

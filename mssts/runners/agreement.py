@@ -53,7 +53,7 @@ class Agreement:
     rows: np.ndarray
 
     @classmethod
-    def of(cls, reference: EngineOutput, found: EngineOutput, precision: str | None = None) -> Agreement:
+    def of(cls, reference: EngineOutput, found: EngineOutput, *, precision: str | None = None) -> Agreement:
         """With the instances that are clearly the same in pairs.
 
         Where a precision is given, an instance whose score that precision may carry below the K-th is in a pair only if

@@ -93,6 +93,6 @@ def test_an_instance_that_rounding_replaced_is_no_difference():
     for row, refused in ((3, False), (2, False), (1, True)):
         boxes = reference.boxes.copy()
         boxes[0, row] += np.float32(0.097)
-        agreement = Agreement.of(reference, replace(reference, boxes=boxes), "bf16")
+        agreement = Agreement.of(reference, replace(reference, boxes=boxes), precision="bf16")
         assert agreement.compared == (1 if refused else 0.75)
         assert bool(out_of_bounds(agreement.summary(), "bf16")) is refused
