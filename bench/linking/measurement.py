@@ -73,12 +73,12 @@ class SetWindows:
 def measure_linking(data: SetWindows, frames: int) -> list[dict[str, Any]]:
     """A row of figures for each way to link, the oracle first."""
     rows = []
+    categories = read_ground_truth(data.truth, "truth").categories
+    by_label = map_by_name(data.videos[0].windows[0][2].categories, categories, "MovingShapes").by_label
     for name in tqdm(["oracle", *VARIANTS, "greedy assignment"], desc=f"{frames} frames", disable=None):
         entries: list[dict[str, Any]] = []
         best: list[dict[str, Any]] = []
-        categories = read_ground_truth(data.truth, "truth").categories
         for video in data.videos:
-            by_label = map_by_name(video.windows[0][2].categories, categories, "MovingShapes").by_label
             linker = _linker(name, data, video)
             for start, length, found, colours_ND in video.windows:
                 linker.add(start, length, found, without_hues(colours_ND) if name in GREY else colours_ND)

@@ -8,19 +8,18 @@ import threading
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from mssts.bench.stream.camera import Camera
+from mssts.bench.stream.runs import lines_in
 from mssts.bench.stream.scene import RATE, number_of, numbered
 from mssts.contract import Limits
 from mssts.errors import MsstsError
 from mssts.manifest import Manifest
 from mssts.segmenters.base import Instances, Segmenter
-from mssts.streaming.jsonl import JsonlFile
 from mssts.streaming.options import StreamOptions
 from mssts.streaming.results import FrameResult
 from mssts.streaming.running import run_stream
@@ -29,7 +28,6 @@ from mssts.streaming.sources import open_stream_source
 from mssts.streaming.stream import Stream
 
 _SETTLING = 30  # frames at the start that do not count
-_MOST_BYTES = 1 << 40
 
 
 def measure_latency(segmenter: Segmenter, python: str, pictures_NHWC: np.ndarray, seconds: float) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def measure_latency(segmenter: Segmenter, python: str, pictures_NHWC: np.ndarray
         ending = threading.Timer(seconds, stream.stop)
         ending.start()
         try:
-            run_stream(stream, [JsonlFile(Path(folder) / "tracks.jsonl", _MOST_BYTES), ages], tqdm.write)
+            run_stream(stream, [lines_in(folder), ages], tqdm.write)
         finally:
             ending.cancel()
     if not ages.seconds:

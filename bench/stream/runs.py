@@ -23,7 +23,12 @@ from mssts.streaming.sinks import Monitored, Sink
 from mssts.streaming.sources import open_stream_source
 from mssts.streaming.stream import Stream
 
-_MOST_BYTES = 1 << 40  # of a file of JSON lines, which is not renamed here
+_MOST_BYTES = 1 << 40  # so that the file is not renamed
+
+
+def lines_in(folder: str) -> JsonlFile:
+    """The file of JSON lines that a run writes."""
+    return JsonlFile(Path(folder) / "tracks.jsonl", _MOST_BYTES)
 
 
 def interleaved(
@@ -84,7 +89,7 @@ def _streamed(video: Path, frames: int, segmenter: Segmenter, viewers: Viewers |
     with tempfile.TemporaryDirectory(prefix="mssts-bench-") as folder:
         options = StreamOptions(images=viewers is not None)
         clock = _Clock()
-        sinks: list[Sink] = [JsonlFile(Path(folder) / "tracks.jsonl", _MOST_BYTES)]
+        sinks: list[Sink] = [lines_in(folder)]
         if viewers is not None:
             start = viewers.start
 

@@ -198,7 +198,8 @@ def open_network(url: str, options: StreamOptions) -> StreamSource:
             except RtspUnsupportedError:
                 pass  # FFmpeg knows more codecs and cameras, and gives frames later
         connection = Connection(url, name, None, settings, options.timeout)
-        is_ours = is_ours or False  # a camera that our client has read may ask for FFmpeg while it starts
+        if is_ours is None:  # a camera that our client has read may ask for FFmpeg while it starts
+            is_ours = False
         return connection
 
     return _source(name, connect, options)
